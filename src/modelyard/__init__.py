@@ -1,0 +1,1 @@
+"""modelyard: from a bare machine to a trained, honestly evaluated and deployed Transformer."""
