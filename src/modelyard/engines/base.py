@@ -143,7 +143,9 @@ class Plan:
 
 
 class Learner(Protocol):
-    """A model in training."""
+    """A model in training. notes: what a person should know of how it was built (a new head, say)."""
+
+    notes: list[str]
 
     @property
     def num_parameters(self) -> int: ...
@@ -201,3 +203,6 @@ class Engine(Protocol):
 
     def predictor(self, folder: Path, device: str, precision: Precision = "float32") -> Predictor:
         """Load what `Learner.write_model` wrote, for prediction only."""
+
+    def reference_predictor(self, folder: Path, device: str) -> Predictor:
+        """The same through the model library's own classes alone, in float32: what everybody else will load."""

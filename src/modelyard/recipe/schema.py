@@ -7,9 +7,10 @@ holds the value that was found and the reason for it.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 TaskName = Literal["text-classification", "sentiment"]
 MetricName = Literal["accuracy", "precision", "recall", "f1"]
@@ -18,7 +19,7 @@ MetricName = Literal["accuracy", "precision", "recall", "f1"]
 class Section(BaseModel):
     """Common to all sections: unknown keys are errors, values cannot change once loaded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class EnvironmentSection(Section):
@@ -26,7 +27,7 @@ class EnvironmentSection(Section):
 
     framework: Literal["torch"] = Field("torch", description="Framework that trains the model.")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$")] = Field(
-        "auto", description="`auto` (a working GPU, else the processor), `cpu`, `cuda` or `cuda:N`."
+        "auto", examples=["auto", "cpu", "cuda", "cuda:0"], description="`auto` (a working GPU, else the processor), `cpu`, `cuda` or `cuda:N`."
     )
 
 
@@ -44,9 +45,9 @@ class SplitSection(Section):
 class DataSection(Section):
     """Where the examples come from and which of them are used."""
 
-    train: str = Field(description="A file (CSV, TSV, JSONL, Parquet; also .gz), a folder with one subfolder per class, or a dataset id of the Hugging Face hub.")
-    validation: str | None = Field(None, description="The same for validation; else `split.validation` of train.")
-    test: str | None = Field(None, description="The same for the test; else `split.test` of train.")
+    train: str = Field(min_length=1, description="A file (CSV, TSV, JSONL, Parquet; also .gz), a folder with one subfolder per class, or a dataset id of the Hugging Face hub.")
+    validation: str | None = Field(None, min_length=1, description="The same for validation; else `split.validation` of train.")
+    test: str | None = Field(None, min_length=1, description="The same for the test; else `split.test` of train.")
     text: str = Field("text", description="Column of the text.")
     label: str = Field("label", description="Column of the label.")
     labels: tuple[str, ...] | None = Field(None, description="Class names in a fixed order; else those found in train, sorted.")
@@ -55,6 +56,15 @@ class DataSection(Section):
     split: SplitSection = Field(default_factory=SplitSection, description="How examples are divided.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="`error` stops at the first bad row and names it; `skip` writes it to rejected.jsonl and goes on.")
     max_examples: int | None = Field(None, ge=2, description="Use only so many examples of each source, drawn by `split.seed`.")
+
+    @field_validator("remove")
+    @classmethod
+    def _regular_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"`remove` is `{value}`, which is not a regular expression: {error}") from None
+        return value
 
 
 class ArchitectureSection(Section):
@@ -71,7 +81,7 @@ class ArchitectureSection(Section):
 class DesignSection(Section):
     """The model: a pretrained checkpoint, or an architecture from scratch."""
 
-    model: str | None = Field(None, description="Checkpoint: an id of the Hugging Face hub or a local folder with config.json and model.safetensors.")
+    model: str | None = Field(None, min_length=1, description="Checkpoint: an id of the Hugging Face hub (`name` or `name@revision`), a local folder with config.json and model.safetensors, or `package:NAME/FOLDER` inside an installed Python package.")
     architecture: ArchitectureSection | None = Field(None, description="Instead of `model`: train from scratch.")
     extend_to: int | None = Field(None, ge=16, description="Turn a BERT- or RoBERTa-like checkpoint into a Longformer of so many positions (tokens).")
     attention_window: int | None = Field(None, ge=2, multiple_of=2, description="Tokens that a token attends to, both sides together (Longformer); else the checkpoint's.")

@@ -1,0 +1,13 @@
+# The two commands. `python dev.py demo` and `python dev.py test` do the same where there is no make.
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: demo long-documents test
+demo:
+	$(PYTHON) dev.py demo $(ARGS)
+
+long-documents:
+	$(PYTHON) dev.py demo long-documents $(ARGS)
+
+test:
+	$(PYTHON) dev.py test $(ARGS)

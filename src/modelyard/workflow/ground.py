@@ -1,0 +1,219 @@
+"""What a recipe stands on: the model's folder and configuration, its tokenizer, the prepared data.
+
+Everything that was left open in the recipe (``auto``, None) is found here or in `choose_plan`; the value and the reason
+go into the resolved recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelyard.data.prepare import Prepared, prepare
+from modelyard.data.sources import read_texts
+from modelyard.data.tokenizer import TextTokenizer
+from modelyard.design.architecture import choose_max_length, config_from_architecture, scratch_positions
+from modelyard.design.sources import resolve_model
+from modelyard.engines.base import Device, Engine, ModelSpec, OptimizerSpec, Plan
+from modelyard.errors import MachineError
+from modelyard.recipe.schema import Recipe
+from modelyard.recipe.write import set_values
+from modelyard.tasks.text_classification import TASKS
+
+ENGINES = {"torch": "modelyard.engines.torch.engine:TorchEngine"}
+# Tokens computed at once: enough that matrix products run at full rate, little enough that activations of a 12-layer
+# base model stay near 4 GB (CPU) or well below the smallest cards' memory share. A guess that the planner will replace.
+CPU_MICRO_BATCH_TOKENS = 4096
+CUDA_TOKENS_PER_GB = 1024
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The recipe with everything found out that does not need a framework, and what it stands on."""
+
+    recipe: Recipe
+    reasons: dict[str, str]
+    source: Path | None
+    config: dict[str, Any]
+    tokenizer: TextTokenizer
+    prepared: Prepared
+
+
+def cache_folder() -> Path:
+    """Where prepared data is shared between runs: MODELYARD_CACHE, else the usual cache folder of the system."""
+    if os.environ.get("MODELYARD_CACHE"):
+        return Path(os.environ["MODELYARD_CACHE"]).expanduser()
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "modelyard" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "modelyard"
+
+
+def load_engine(name: str) -> Engine:
+    """The engine of that name. Its framework is imported here and nowhere before."""
+    module_name, class_name = ENGINES[name].split(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        if error.name is None or error.name.split(".")[0] == "modelyard":
+            raise
+        raise MachineError(
+            f"the recipe's framework is {name}, but `{error.name}` is not installed in this Python",
+            hint=f"pip install 'modelyard[{name}]'",
+        ) from error
+    engine: Engine = getattr(module, class_name)()
+    return engine
+
+
+def stand_on(recipe: Recipe, data_folder: Path | None, progress: Progress | None = None) -> Ground:
+    """Find the model, load or train its tokenizer, and prepare the data.
+
+    data_folder: where ``rejected.jsonl`` goes when bad rows are skipped.
+    """
+    design = recipe.design
+    reasons: dict[str, str] = {}
+    source: Path | None = None
+    if design.model is not None:
+        source = resolve_model(design.model)
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        tokenizer = TextTokenizer.load(source)
+        max_length, reason = choose_max_length(design, config)
+    else:
+        assert design.architecture is not None
+        max_length, reason = scratch_positions(design)
+        tokenizer = _train_tokenizer(recipe)
+        config = config_from_architecture(
+            design.architecture,
+            vocab_size=tokenizer.vocab_size,
+            max_length=max_length,
+            special_token_ids=tokenizer.special_token_ids,
+            attention_window=design.attention_window,
+        )
+    if design.max_length is None:
+        reasons["design.max_length"] = reason
+        recipe = set_values(recipe, {"design.max_length": max_length})
+    prepared = prepare(
+        recipe.data,
+        TASKS[recipe.task],
+        tokenizer,
+        max_length=max_length,
+        on_too_long=recipe.design.on_too_long,
+        cache_folder=cache_folder(),
+        rejected_path=None if data_folder is None else data_folder / "rejected.jsonl",
+        progress=progress,
+    )
+    if recipe.data.labels is None:
+        reasons["data.labels"] = "the labels found in train, sorted"
+        recipe = set_values(recipe, {"data.labels": prepared.labels})
+    return Ground(recipe, reasons, source, config, tokenizer, prepared)
+
+
+def _train_tokenizer(recipe: Recipe) -> TextTokenizer:
+    architecture = recipe.design.architecture
+    assert architecture is not None
+    vocab_size = architecture.vocab_size or 8192
+
+    def texts() -> Iterator[str]:
+        yield from read_texts(recipe.data)
+
+    return TextTokenizer.train(texts(), vocab_size=vocab_size, family=architecture.family)
+
+
+def model_spec(ground: Ground) -> ModelSpec:
+    """The wall's description of the model that the recipe asks for."""
+    design = ground.recipe.design
+    return ModelSpec(
+        source=ground.source,
+        config=ground.config,
+        labels=ground.prepared.labels,
+        extend_to=design.extend_to,
+        attention_window=design.attention_window,
+        num_layers=design.num_layers,
+        hidden_dropout=design.dropout,
+        attention_dropout=design.attention_dropout,
+    )
+
+
+def optimizer_spec(recipe: Recipe) -> OptimizerSpec:
+    """The wall's description of the optimiser that the recipe asks for."""
+    training = recipe.training
+    return OptimizerSpec(
+        name=training.optimizer,
+        betas=(training.adam_beta1, training.adam_beta2),
+        epsilon=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        max_gradient_norm=training.max_gradient_norm,
+        label_smoothing=training.label_smoothing,
+        head_multiplier=training.head_multiplier,
+        embedding_multiplier=training.embedding_multiplier,
+        freeze=training.freeze,
+    )
+
+
+def choose_device(engine: Engine, wanted: str) -> tuple[Device, str]:
+    """The device that the recipe names, or the best one. Raises MachineError when it is not there."""
+    devices = engine.devices()
+    if wanted == "auto":
+        return devices[0], f"the best device that works: {devices[0].description}"
+    for device in devices:
+        if device.name == wanted or (wanted == "cuda" and device.kind == "cuda"):
+            return device, "asked for"
+    found = "; ".join(f"{device.name} ({device.description})" for device in devices)
+    raise MachineError(
+        f"the device {wanted!r} was asked for, but it is not there or does not work; found: {found}",
+        hint=f"--set environment.device={devices[0].name}",
+    )
+
+
+def choose_plan(recipe: Recipe, engine: Engine) -> tuple[Plan, Device, Recipe, dict[str, str]]:
+    """How to train on this machine, with reasons; what was ``auto`` is written into the recipe."""
+    training = recipe.training
+    device, device_reason = choose_device(engine, recipe.environment.device)
+    reasons = {"environment.device": device_reason}
+    precision = training.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.fast_bfloat16 else "float32"
+        reasons["training.precision"] = (
+            f"{device.name} computes bfloat16 faster"
+            if device.fast_bfloat16
+            else f"{device.name} has no fast bfloat16"
+        )
+    tokens = training.max_micro_batch_tokens
+    if tokens == "auto":
+        longest = recipe.design.max_length or 0
+        room = (
+            CPU_MICRO_BATCH_TOKENS
+            if device.kind == "cpu"
+            else int(device.memory_bytes / 1e9 * CUDA_TOKENS_PER_GB)
+        )
+        tokens = max(longest, room)
+        reasons["training.max_micro_batch_tokens"] = f"the longest input, or {room:,} for {device.kind}"
+    plan = Plan(
+        device=device.name,
+        precision=precision,
+        max_micro_batch_tokens=tokens,
+        activation_checkpointing=training.activation_checkpointing,
+        compile=training.compile,
+        seed=training.seed,
+        reasons=reasons,
+    )
+    resolved = set_values(
+        recipe,
+        {
+            "environment.device": device.name,
+            "training.precision": precision,
+            "training.max_micro_batch_tokens": tokens,
+        },
+    )
+    changed = {
+        key: reason
+        for key, reason in reasons.items()
+        if key != "environment.device" or recipe.environment.device != device.name
+    }
+    return plan, device, resolved, changed

@@ -1,0 +1,281 @@
+"""Stages 1 to 3: data, design, training. They end with the best model in the run's ``model/``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelyard import __version__
+from modelyard.data.batches import StepPlan, evaluation_batches, training_steps
+from modelyard.data.prepare import Split
+from modelyard.design.architecture import describe_model
+from modelyard.engines.base import Engine, Learner, Plan
+from modelyard.errors import InputError
+from modelyard.evaluation.metrics import quick_metrics
+from modelyard.recipe.schema import Recipe
+from modelyard.recipe.write import write_recipe
+from modelyard.runs.events import EventLog
+from modelyard.runs.files import file_sha256, value_sha256, write_folder, write_json
+from modelyard.runs.folder import RunFolder
+from modelyard.training.loop import TrainingResult, train_learner
+from modelyard.workflow.ground import (
+    Ground,
+    choose_plan,
+    load_engine,
+    model_spec,
+    optimizer_spec,
+    stand_on,
+)
+from modelyard.workflow.stage import Listeners, Stage, teller
+
+
+def prepare(
+    recipe: Recipe,
+    *,
+    rejected_folder: Path | None = None,
+    listeners: Listeners = (),
+    tell: Callable[..., Any] | None = None,
+) -> Ground:
+    """Stage 1: find the model's tokenizer, check the data and prepare it in the shared cache.
+
+    rejected_folder: where ``rejected.jsonl`` goes when ``data.on_bad_row`` is ``skip``.
+    """
+    with Stage("data", tell or teller(listeners)) as stage:
+        ground = stand_on(
+            recipe,
+            rejected_folder,
+            lambda what, done, total: teller(listeners)("progress", what=what, done=done, total=total),
+        )
+        for key, reason in ground.reasons.items():
+            stage.choice(key, _short(_value_at(ground.recipe, key)), reason)
+        stage.text = ground.prepared.report.summary
+    return ground
+
+
+def design(ground: Ground, engine: Engine, stage: Stage) -> tuple[Plan, dict[str, Any], Ground]:
+    """Choose device, precision and micro-batch; say how large the model is."""
+    chosen, device, recipe, reasons = choose_plan(ground.recipe, engine)
+    ground = Ground(
+        recipe, {**ground.reasons, **reasons}, ground.source, ground.config, ground.tokenizer, ground.prepared
+    )
+    for key, reason in reasons.items():
+        stage.choice(key, _short(_value_at(recipe, key)), reason)
+    size = describe_model(recipe.design, ground.config, num_labels=len(ground.prepared.labels))
+    value = {
+        "model": size,
+        "device": {
+            "name": device.name,
+            "description": device.description,
+            "memory_bytes": device.memory_bytes,
+        },
+        "precision": chosen.precision,
+        "max_micro_batch_tokens": chosen.max_micro_batch_tokens,
+        "steps_per_epoch": len(_steps_of_epoch(ground)(1)),
+        "reasons": ground.reasons,
+    }
+    stage.text = size["summary"]
+    return chosen, value, ground
+
+
+def train_run(
+    recipe: Recipe, run_folder: RunFolder, log: EventLog, listeners: Listeners, *, resume: bool
+) -> str:
+    """Returns the SHA-256 that names the trained model, for the stages that follow."""
+    ground = prepare(recipe, rejected_folder=run_folder.data, listeners=listeners, tell=log.append)
+    engine = load_engine(recipe.environment.framework)
+    with Stage("design", log.append) as stage:
+        chosen, plan_value, ground = design(ground, engine, stage)
+    key = _training_key(ground)
+    if run_folder.stage_is_current("training", key):
+        reason = "the same data, model and settings as before"
+        log.append("stage", name="training", state="skipped", reason=reason)
+        write_recipe(ground.recipe, run_folder.recipe, ground.reasons)
+        return model_key_of(run_folder)
+    begun = run_folder.read_manifest().get("training_key")
+    if begun is not None and begun != key:
+        raise InputError(
+            f"{run_folder.path} holds a run with other data, another model or other training settings",
+            hint="take another folder with --run FOLDER, or remove that run with --overwrite",
+        )
+    _write_ground(run_folder, ground, plan_value, engine, key)
+    with Stage("training", log.append) as stage:
+        learner = engine.learner(model_spec(ground), optimizer_spec(ground.recipe), chosen)
+        for note in learner.notes:
+            log.append("note", text=note)
+        result = _run_loop(learner, ground, run_folder, log, resume=resume)
+        write_folder(run_folder.model, lambda path: _write_model(learner, ground, path))
+        _check_written(engine, run_folder, ground, learner, chosen)
+        write_json(run_folder.plan, {**plan_value, "measured": _measured(learner, result)})
+        run_folder.record_stage("training", key, {"model": run_folder.model}, **_training_facts(result))
+        stage.text = _training_text(result)
+    return model_key_of(run_folder)
+
+
+def _steps_of_epoch(ground: Ground) -> Callable[[int], StepPlan]:
+    """The steps of each epoch (counted from 1), a function of the recipe and the number alone."""
+    recipe, train_split = ground.recipe, ground.prepared.train
+    weights = (
+        class_weights(train_split, len(ground.prepared.labels))
+        if recipe.training.class_weights == "balanced"
+        else None
+    )
+    assert isinstance(recipe.training.max_micro_batch_tokens, int) and recipe.design.max_length is not None
+    tokens, max_length = recipe.training.max_micro_batch_tokens, recipe.design.max_length
+
+    def steps(epoch: int) -> StepPlan:
+        return training_steps(
+            train_split,
+            batch_size=recipe.training.batch_size,
+            max_micro_batch_tokens=tokens,
+            seed=recipe.training.seed,
+            epoch=epoch - 1,
+            pad_token_id=ground.prepared.pad_token_id,
+            padding=recipe.training.padding,
+            max_length=max_length,
+            train_window=recipe.training.train_window,
+            class_weights=weights,
+            num_steps=recipe.training.steps_per_epoch,
+        )
+
+    return steps
+
+
+def class_weights(split: Split, num_classes: int) -> NDArray[np.float32]:
+    """(C,) examples / (classes * examples of the class), so that every class weighs the same in the loss."""
+    counts = np.bincount(split.labels, minlength=num_classes)
+    return (len(split) / (num_classes * np.maximum(counts, 1))).astype(np.float32)
+
+
+def _run_loop(
+    learner: Learner, ground: Ground, run_folder: RunFolder, log: EventLog, *, resume: bool
+) -> TrainingResult:
+    validation, tokens = ground.prepared.validation, _micro_tokens(ground)
+
+    def evaluate_learner(learner: Learner) -> Mapping[str, float]:
+        assert validation is not None
+        logits = np.zeros((len(validation), len(ground.prepared.labels)), np.float32)
+        for batch in evaluation_batches(validation, tokens, ground.prepared.pad_token_id):
+            logits[batch.rows] = learner.predict(batch).logits
+        return quick_metrics(validation.labels, logits)
+
+    return train_learner(
+        learner,
+        steps_of_epoch=_steps_of_epoch(ground),
+        evaluate=None if validation is None else evaluate_learner,
+        options=ground.recipe.training,
+        events=log,
+        checkpoints=run_folder.checkpoints,
+        resume=resume,
+        describe_rows=lambda rows: [ground.prepared.train.source(row) for row in rows],
+    )
+
+
+def _micro_tokens(ground: Ground) -> int:
+    tokens = ground.recipe.training.max_micro_batch_tokens
+    assert isinstance(tokens, int)
+    return tokens
+
+
+def _write_ground(
+    run_folder: RunFolder, ground: Ground, plan_value: dict[str, Any], engine: Engine, key: str
+) -> None:
+    """What the run stands on, before its first step."""
+    write_recipe(ground.recipe, run_folder.recipe, ground.reasons)
+    write_json(run_folder.data / "report.json", ground.prepared.report.to_json())
+    write_json(run_folder.data / "labels.json", list(ground.prepared.labels))
+    write_json(run_folder.plan, plan_value)
+    run_folder.update_manifest(
+        modelyard=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"python": platform.python_version(), "modelyard": __version__, **engine.versions()},
+        machine={"system": platform.platform(), "device": plan_value["device"]},
+        data={"fingerprint": ground.prepared.fingerprint},
+        training_key=key,
+    )
+
+
+def _write_model(learner: Learner, ground: Ground, folder: Path) -> None:
+    learner.write_model(folder)
+    assert ground.recipe.design.max_length is not None
+    ground.tokenizer.save(folder, model_max_length=ground.recipe.design.max_length)
+
+
+def _training_key(ground: Ground) -> str:
+    recipe = ground.recipe
+    weights = None
+    if ground.source is not None:
+        weights = {file.name: file_sha256(file) for file in sorted(ground.source.glob("*.safetensors"))}
+    return value_sha256(
+        {
+            "data": ground.prepared.fingerprint,
+            "design": recipe.design.model_dump(mode="json", exclude={"model"}),
+            "training": recipe.training.model_dump(mode="json", exclude={"keep_checkpoints"}),
+            "framework": recipe.environment.framework,
+            "config": ground.config,
+            "weights": weights,
+        }
+    )
+
+
+def model_key_of(run_folder: RunFolder) -> str:
+    return file_sha256(run_folder.model / "model.safetensors")
+
+
+def _check_written(
+    engine: Engine, run_folder: RunFolder, ground: Ground, learner: Learner, chosen: Plan
+) -> None:
+    """The model on disk must answer as the one in memory does, before anything is built on it."""
+    split = ground.prepared.validation or ground.prepared.train
+    predictor = engine.predictor(run_folder.model, chosen.device, chosen.precision)
+    for batch, _ in zip(
+        evaluation_batches(split, 1024, ground.prepared.pad_token_id), range(2), strict=False
+    ):
+        difference = np.abs(predictor.predict(batch).logits - learner.predict(batch).logits).max()
+        assert difference <= 1e-4, f"the written model differs from the trained one by {difference:.2g}"
+
+
+def _measured(learner: Learner, result: TrainingResult) -> dict[str, Any]:
+    return {
+        "peak_memory_bytes": learner.peak_memory_bytes(),
+        "seconds": result.seconds,
+        "num_steps": result.num_steps,
+    }
+
+
+def _training_facts(result: TrainingResult) -> dict[str, Any]:
+    names = (
+        "num_steps",
+        "num_epochs",
+        "best_step",
+        "best_epoch",
+        "best_metric",
+        "best_value",
+        "seconds",
+        "stopped",
+    )
+    return {name: getattr(result, name) for name in names}
+
+
+def _training_text(result: TrainingResult) -> str:
+    best = (
+        "" if result.best_value is None else f"; {result.best_metric} {result.best_value:.3f} on validation"
+    )
+    return f"best after epoch {result.best_epoch} of {result.num_epochs}{best}"
+
+
+def _value_at(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
