@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelyard.errors import ModelyardError
-    from modelyard.recipe.load import load_recipe
-    from modelyard.workflow.stages import evaluate, export, prepare, run, serve, train
+    from modelyard.workflow.stages import evaluate, export, load_recipe, prepare, run, serve, train
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ModelyardError": "modelyard.errors",
-    "load_recipe": "modelyard.recipe.load",
+    "load_recipe": "modelyard.workflow.stages",
     "prepare": "modelyard.workflow.stages",
     "train": "modelyard.workflow.stages",
     "evaluate": "modelyard.workflow.stages",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modelyard.errors import RecipeError, UsageError
+from modelyard.recipe.fields import all_fields
 from modelyard.recipe.load import MAX_PROBLEMS_SHOWN, load_recipe
 from modelyard.recipe.schema import Recipe
 
@@ -56,7 +60,8 @@ def test_reads_small_floats_as_numbers(write, number: str) -> None:
 
 
 def test_labels_stay_as_written(write) -> None:
-    labels = "  labels: [no, yes, on, true, 1, 01, 1.50, null, 2024-01-01]\n  label_names: {0: no, off: 1e5, 1: y}\n"
+    labels = "  labels: [no, yes, on, true, 1, 01, 1.50, null, 2024-01-01]\n"
+    labels += "  label_names: {0: no, off: 1e5, 1: y}\n"
     data = load_recipe(write(GOOD.replace("  label: topic\n", "  label: 3\n" + labels))).recipe.data
     assert data.label == "3"
     assert data.labels == ("no", "yes", "on", "true", "1", "01", "1.50", "null", "2024-01-01")
@@ -69,7 +74,9 @@ def test_empty_section_has_its_defaults(write) -> None:
 
 
 def test_byte_order_mark_and_windows_line_ends(write) -> None:
-    assert load_recipe(write(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())).recipe.data.text == "body"
+    assert (
+        load_recipe(write(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())).recipe.data.text == "body"
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,12 +84,32 @@ def test_byte_order_mark_and_windows_line_ends(write) -> None:
     [
         ("learning_rate", "lerning_rate", "9:3", "did you mean `training.learning_rate`?"),
         ("  model: s", "  learning_rate: 1\n  model: s", "7:3", "did you mean `training.learning_rate`?"),
-        ("  model: s", "  seed: 1\n  model: s", "7:3", "`data.split.seed` or `training.seed` or `evaluation.seed`"),
+        (
+            "  model: s",
+            "  seed: 1\n  model: s",
+            "7:3",
+            "`data.split.seed` or `training.seed` or `evaluation.seed`",
+        ),
         ("  model: s", "  zzz: 1\n  model: s", "7:3", "keys of `design`: model, architecture"),
-        ("training:\n  l", "training.l", "8:1", "write `learning_rate` on a line of its own below `training:`"),
-        ("learning_rate: 1e-5", "learning_rate: 20", "9:18", "is `20`, must be a number above 0 and at most 10"),
+        (
+            "training:\n  l",
+            "training.l",
+            "8:1",
+            "write `learning_rate` on a line of its own below `training:`",
+        ),
+        (
+            "learning_rate: 1e-5",
+            "learning_rate: 20",
+            "9:18",
+            "is `20`, must be a number above 0 and at most 10",
+        ),
         ("learning_rate: 1e-5", "learning_rate: .nan", "9:18", "is `.nan`, must be a number above 0"),
-        ("learning_rate: 1e-5", "max_gradient_norm: .inf", "9:22", "`.inf`, must be a number above 0, or null"),
+        (
+            "learning_rate: 1e-5",
+            "max_gradient_norm: .inf",
+            "9:22",
+            "`.inf`, must be a number above 0, or null",
+        ),
         ("learning_rate: 1e-5", "learning_rate: fast", "9:18", "is `fast`, must be a number"),
         ("learning_rate: 1e-5", "learning_rate: [1, 2]", "9:18", "is `[1, 2]`, must be a number"),
         ("learning_rate: 1e-5", "learning_rate: {a: 1}", "9:18", "is `{a: …}`, must be a number"),
@@ -96,24 +123,33 @@ def test_byte_order_mark_and_windows_line_ends(write) -> None:
         ("learning_rate: 1e-5", "max_micro_batch_tokens: 2", "9:27", "`auto` or a whole number at least 16"),
         ("learning_rate: 1e-5", "compile: 3", "9:12", "is `3`, must be true or false"),
         ("training:\n  learning_rate: 1e-5", "training: 3", "8:11", "must be a section with keys of its own"),
-        ("training:\n  learning_rate: 1e-5", "evaluation: {metrics: []}", "8:23", "must be a list (not empty)"),
+        (
+            "training:\n  learning_rate: 1e-5",
+            "evaluation: {metrics: []}",
+            "8:23",
+            "must be a list (not empty)",
+        ),
         ("  train: reviews.csv\n", "", "2:1", "write `train: …` under `data:`"),
         ("data:\n  train: reviews.csv\n  text: body\n  label: topic\n", "", "1:1", "`train: …`"),
         ("  train: reviews.csv", "  trian: reviews.csv", "3:3", "did you mean `data.train`?"),
         ("train: reviews.csv", 'train: ""', "3:10", "must be text that is not empty"),
-        ("  label: topic", "  remove: '['", "2:1", "`remove` is `[`, which is not a regular expression"),
+        ("  label: topic", "  remove: '['", "5:3", "`remove` is `[`, which is not a regular expression"),
         ("  label: topic", "  label: topic\n  label: other", "6:3", "(first at"),
         ("  label: topic", "  label: !!python/name:os.system topic", "5:10", "the tag"),
         ("  label: topic", "  ? [a]\n  : b", "5:5", "a key must be text"),
-        ("  model: some", "  architecture: {family: bert}\n  model: some", "6:1", "give exactly one of `model`"),
+        (
+            "  model: some",
+            "  architecture: {family: bert}\n  model: some",
+            "6:1",
+            "give exactly one of `model`",
+        ),
         ("  model: some/checkpoint", "  modle: some", "7:3", "did you mean `design.model`?"),
         ("  label: topic", "\tlabel: topic", "5:1", "replace the tab by spaces"),
         ("  label: topic", "   label: topic", "5:9", "indent with two spaces a level"),
         ("  label: topic", "  label: @topic", "5:10", "this is not YAML"),
         ("task: text", "task: a\n---\ntask: text", "2:1", "keep one document"),
-        ("device", "device", "", ""),
-    ][:-1],
-)  # fmt: skip
+    ],
+)
 def test_what_is_wrong_is_said_with_its_place(write, old: str, new: str, place: str, words: str) -> None:
     assert old in GOOD
     path = write(GOOD.replace(old, new, 1))
@@ -134,8 +170,11 @@ def test_all_problems_come_together_in_the_order_of_the_file(write) -> None:
     found = [line for line in error.problem.splitlines() if line.startswith(f"  {path}") or "--set" in line]
     assert error.problem.startswith(f"4 problems in {path}:")
     assert [line.split(": ")[0].strip() for line in found] == [
-        f"{path}:1:7", f"{path}:9:18", f"{path}:10:3", "--set training.num_epochs=0"
-    ]  # fmt: skip
+        f"{path}:1:7",
+        f"{path}:9:18",
+        f"{path}:10:3",
+        "--set training.num_epochs=0",
+    ]
 
 
 def test_at_most_ten_problems_are_shown(write) -> None:
@@ -165,11 +204,17 @@ def test_no_such_file_names_those_that_are_there(write, tmp_path: Path) -> None:
         (b"task: \x00", "cannot stand in YAML"),
         (b"a" * 1_000_001, "1,000,001 bytes"),
         (b"a: &a [*a]", "repeats itself without end"),
-        (b"a: &a [x]\n" + b"".join(b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 10))
-                                   for c in range(ord("b"), ord("j"))), "repeats itself without end"),
+        (
+            b"a: &a [x]\n"
+            + b"".join(
+                b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 10))
+                for c in range(ord("b"), ord("j"))
+            ),
+            "repeats itself without end",
+        ),
         (b"[" * 5000, "nested too deeply"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_recipe(write, content: bytes, words: str) -> None:
     assert words in str(error_of(write(content)))
 
@@ -198,7 +243,10 @@ class TestOverrides:
         path = write(GOOD.replace("model: some/checkpoint", "architecture: {family: bert, num_layers: 3}"))
         recipe = load_recipe(path, ["design.architecture={family: longformer}"]).recipe
         assert recipe.design.architecture is not None
-        assert (recipe.design.architecture.family, recipe.design.architecture.num_layers) == ("longformer", None)
+        assert (recipe.design.architecture.family, recipe.design.architecture.num_layers) == (
+            "longformer",
+            None,
+        )
         assert load_recipe(write(GOOD), ["data.split.seed=3"]).recipe.data.split.seed == 3
 
     def test_null_takes_a_value_away(self, write) -> None:
@@ -211,7 +259,9 @@ class TestOverrides:
         assert (data.remove, data.text, data.label) == ("[a-z]+: #x", "a=b", "#")
 
     def test_familiar_names(self, write) -> None:
-        loaded = load_recipe(write(GOOD + "  num_epochs: 9\n"), ["num_train_epochs=2", "training.max_grad_norm=0"])
+        loaded = load_recipe(
+            write(GOOD + "  num_epochs: 9\n"), ["num_train_epochs=2", "training.max_grad_norm=0"]
+        )
         assert loaded.recipe.training.num_epochs == 2
         assert loaded.recipe.training.max_gradient_norm is None
         assert len(loaded.notices) == 2
@@ -240,7 +290,9 @@ class TestOverrides:
 class TestPaths:
     def test_of_the_file_are_seen_from_it(self, write, tmp_path: Path) -> None:
         (tmp_path / "checkpoint").mkdir()
-        text = GOOD.replace("some/checkpoint", "checkpoint").replace("text: body", "test: ../held out.jsonl.gz")
+        text = GOOD.replace("some/checkpoint", "checkpoint").replace(
+            "text: body", "test: ../held out.jsonl.gz"
+        )
         recipe = load_recipe(write(text)).recipe
         assert recipe.data.train == str(tmp_path / "reviews.csv")
         assert recipe.data.test == str(tmp_path.parent / "held out.jsonl.gz")
@@ -262,6 +314,34 @@ class TestPaths:
     def test_home_folder(self, write) -> None:
         recipe = load_recipe(write(GOOD.replace("reviews.csv", "~/reviews"))).recipe
         assert recipe.data.train == str(Path.home() / "reviews")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    insertion=st.text("abk:-[]{}#&*!|>'\"%@`,?~ \t\n\r01e.nul\x00\ud7ff", max_size=12),
+    at=st.integers(0, len(GOOD)),
+)
+def test_any_damage_is_a_recipe_or_a_recipe_error(
+    tmp_path_factory: pytest.TempPathFactory, insertion: str, at: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.yaml"
+    path.write_text(GOOD[:at] + insertion + GOOD[at:], encoding="utf-8")
+    with contextlib.suppress(RecipeError):
+        assert isinstance(load_recipe(path).recipe, Recipe)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from([".".join(path) for path in all_fields()]),
+    value=st.text("abk:-[]{}#&*!|>'\"%@`,?~ \n01e.nul", max_size=8),
+)
+def test_any_override_is_a_recipe_or_a_recipe_error(
+    tmp_path_factory: pytest.TempPathFactory, name: str, value: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "overridden.yaml"
+    path.write_text(GOOD)
+    with contextlib.suppress(RecipeError):
+        assert isinstance(load_recipe(path, [f"{name}={value}"]).recipe, Recipe)
 
 
 def test_recipe_is_frozen_and_typed(write) -> None:

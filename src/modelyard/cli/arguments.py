@@ -43,9 +43,9 @@ def add_run_folder(parser: argparse.ArgumentParser) -> None:
 
 def read_recipe(arguments: argparse.Namespace, show: Show | None) -> Recipe:
     """Load the recipe with its overrides; names that are called otherwise here are pointed out."""
-    from modelyard.recipe.load import load
+    from modelyard.recipe.load import load_recipe
 
-    loaded = load(arguments.recipe, arguments.overrides)
+    loaded = load_recipe(arguments.recipe, arguments.overrides)
     if show is not None:
         for notice in loaded.notices:
             show({"kind": "note", "text": notice})

@@ -25,6 +25,14 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "任何能通过 {host} 访问本机的人都可以使用此服务；没有密码",
     ),
     "wrote": ("wrote {path}", "已写入 {path}"),
+    "split.train": ("train", "训练集"),
+    "split.validation": ("validation", "验证集"),
+    "split.test": ("test", "测试集"),
+    "lengths": ("tokens a document, {split}", "每篇文档的词元数，{split}"),
+    "cut": (
+        "max_length {max_length} cuts {documents} documents and loses {share} of the text",
+        "max_length {max_length} 会截断 {documents} 篇文档，损失 {share} 的文字",
+    ),
     "clean": ("nothing to complain about", "没有发现问题"),
 }
 

@@ -1,4 +1,4 @@
-"""From a row to an example: which values are usable, and how they are cleaned. Training and use clean texts alike."""
+"""From a row to an example: which values are usable, and how they are cleaned (in training and use alike)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def normalised(text: str) -> str:
 
 
 def label_text(value: Any) -> str | None:
-    """A raw label as a string: whole numbers without a fraction, true and false as JSON writes them; None if it is none."""
+    """A raw label as a string: 1.0 as ``1``, true and false as in JSON, nothing as empty; None for what is no
+    label."""
     match value:
         case str():
             return value.strip()

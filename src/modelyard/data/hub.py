@@ -1,4 +1,5 @@
-"""Datasets of the Hugging Face hub, and dataset folders saved to disk, through the optional package `datasets`."""
+"""Datasets of the Hugging Face hub and dataset folders saved to disk, through the optional package
+`datasets`."""
 
 from __future__ import annotations
 
@@ -10,14 +11,18 @@ from typing import Any
 from modelyard.data.sources import BadRow, Role, Row, Source, missing_column, shortened
 from modelyard.errors import DataError, InputError, MachineError
 
-LOCAL_CHOICES = "a CSV, TSV, JSONL or Parquet file, a folder with one subfolder per class, or a dataset saved with save_to_disk"
+LOCAL_CHOICES = (
+    "a CSV, TSV, JSONL or Parquet file, a folder with one subfolder per class, or a dataset saved with "
+    "save_to_disk"
+)
 BATCH_ROWS = 256
 
 
 def open_hub_dataset(name: str, role: Role, columns: Sequence[str]) -> Source:
     """The split `role` of the hub's dataset `name`; it is downloaded once and then read from the cache.
 
-    Raises MachineError when `datasets` is not installed, InputError when the hub or the dataset cannot be reached.
+    Raises MachineError without the package `datasets`, InputError when the hub or the dataset cannot be
+    reached.
     """
     datasets = _datasets_package(
         f"{name!r} is no file or folder here, so it is read as a dataset id of the hub, which"
@@ -75,7 +80,8 @@ def _source(name: str, loaded: Any, role: Role, columns: Sequence[str]) -> Sourc
         if unused:
             listed = ", ".join(unused)
             notes = (
-                f"the dataset {name} also has {listed}; name it as data.{unused[0]} to use it when you have not yet",
+                f"the dataset {name} has its own {listed}: it is used only if data.{unused[0]} names the "
+                f"dataset too",
             )
         loaded = loaded[chosen]
         name = f"{name}@{chosen}"

@@ -1,7 +1,8 @@
-"""Random order without state: each number follows from a seed and what it is for, on every machine and version.
+"""Random order without state: each number follows from a seed and what it is for, on every machine and
+version.
 
-The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), because
-numpy does not promise that its own streams stay the same between versions.
+The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014),
+because numpy does not promise that its own streams stay the same between versions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def random_keys(values: NDArray[np.uint64], *seed: int) -> NDArray[np.uint64]:
-    """(N,) uint64: one random number for each of `values`, another for every other `seed` (a few whole numbers >= 0)."""
+    """(N,) uint64: one random number for each of `values`, another for every other `seed` (a few whole
+    numbers >= 0)."""
     state = np.zeros(1, dtype=np.uint64)
     for part in seed:
         state = mixed(state ^ np.uint64(part % 2**64))

@@ -1,7 +1,7 @@
 """Where examples come from: files, folders and datasets as streams of rows.
 
-Nothing here holds more than a few rows (Parquet: one batch) in memory. A row that cannot be read becomes a `BadRow`,
-which the reader of the stream either raises or records; a file that cannot be read at all is a DataError.
+Nothing here holds more than a few rows (Parquet: one batch) in memory. A row that cannot be read becomes a
+`BadRow`, which the reader of the stream either raises or records; a file that cannot be read is a DataError.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row that cannot be used. reason is one of few constant phrases, so that it can be counted; value is shortened."""
+    """A row that cannot be used. reason: one of few constant phrases, to be counted by; value: shortened."""
 
     source: str
     number: int
@@ -81,11 +81,11 @@ class Source:
 
 
 def open_source(spec: str, role: Role, columns: Sequence[str]) -> Source:
-    """The source that `spec` names: a file, a folder with one subfolder per class, a saved dataset or a hub id.
+    """What `spec` names: a file, a folder with one subfolder per class, a saved dataset or a hub id.
 
-    columns: the columns to read, text first and label second; more of them may follow.
+    columns: the columns to read: the text, then, if wanted, the label and others.
 
-    Raises DataError when it is missing or of an unknown format, MachineError when the `datasets` package is needed.
+    Raises DataError when it is missing or of an unknown format, MachineError when `datasets` is needed.
     """
     path = Path(spec).expanduser()
     if path.is_file():
@@ -103,7 +103,8 @@ def open_source(spec: str, role: Role, columns: Sequence[str]) -> Source:
     near = nearest(path.name, [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else [])
     raise DataError(
         f"there is no file or folder {spec!r}" + (f"; the nearest name there is {near!r}" if near else ""),
-        hint=f"give data.{role} an existing file ({', '.join(FORMATS)}), a folder with one subfolder per class, or a hub id",
+        hint=f"give data.{role} a file ({', '.join(FORMATS)}), a folder with one subfolder per class, or a "
+        f"hub id",
     )
 
 
@@ -220,7 +221,7 @@ def _json_rows(path: Path, compressed: bool) -> Iterator[Row | BadRow]:
 def _delimited_rows(
     path: Path, delimiter: str, compressed: bool, columns: tuple[str, ...]
 ) -> Iterator[Row | BadRow]:
-    """CSV (RFC 4180) or TSV with a header line; a field in quotes may hold line ends. Blank lines are no rows.
+    """CSV (RFC 4180) or TSV with a header line; a quoted field may hold line ends. Blank lines are no rows.
 
     The number of a row is the line on which it starts.
     """
@@ -261,7 +262,8 @@ def _delimited_rows(
                 yield BadRow(path.name, number, None, value, "the number of fields is wrong", hint)
             else:
                 values = {name: fields[at] for name, at in positions}
-                values[columns[1]] = _plain_number(values[columns[1]])
+                for label in columns[1:2]:
+                    values[label] = _plain_number(values[label])
                 yield Row(path.name, number, values)
 
 
@@ -276,7 +278,7 @@ def _positions(name: str, number: int, header: list[str], columns: tuple[str, ..
 
 
 def _plain_number(field: str) -> str:
-    """A label ``1.0`` as ``1``: pandas writes whole numbers so when a column once held a gap; all else as it stands."""
+    """A label ``1.0`` as ``1``: pandas writes whole numbers so when a column has a gap; all else as it is."""
     return field[:-2] if field.endswith(".0") and field[:-2].lstrip("-").isdecimal() else field
 
 
@@ -322,7 +324,7 @@ def _arrow_rows(name: str, before: int, batch: Any) -> Iterator[Row | BadRow]:
 
 
 def _class_folder(folder: Path, columns: Sequence[str]) -> Source:
-    """One subfolder per class, one ``.txt`` file per document; files of other kinds are counted in the notes."""
+    """One subfolder per class, one ``.txt`` file per document; other files are counted in the notes."""
     files: list[Path] = []
     others = [
         entry for entry in sorted(folder.iterdir()) if not entry.is_dir() and not entry.name.startswith(".")
@@ -342,13 +344,14 @@ def _class_folder(folder: Path, columns: Sequence[str]) -> Source:
     if extra := sorted(set(columns[2:])):
         raise DataError(
             f"a folder of text files has no column {extra[0]!r}",
-            hint="leave out data.split.column and data.split.group, or make a CSV or JSONL file with these columns",
+            hint="leave out data.split.column and data.split.group, or make a file that has these columns",
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if others:
         first = others[0].relative_to(folder).as_posix()
         notes = (
-            f"{len(others)} entries of {folder.name}/ are no .txt file of a class and are not read, such as {first}",
+            f"{len(others)} entries of {folder.name}/ are no .txt file of a class and are left out, such as "
+            f"{first}",
         )
 
     def read() -> Iterator[Row | BadRow]:
@@ -367,6 +370,6 @@ def _class_folder(folder: Path, columns: Sequence[str]) -> Source:
                 value = shortened(content[max(0, error.start - 20) : error.start + 20])
                 yield BadRow(name, line, columns[0], value, NOT_UTF8, SAVE_AS_UTF8)
                 continue
-            yield Row(name, 1, {columns[0]: text, columns[1]: file.parent.name})
+            yield Row(name, 1, dict(zip(columns, (text, file.parent.name), strict=False)))
 
     return Source(f"{folder.name}/", read, tuple(files), notes=notes)

@@ -1,7 +1,8 @@
 """Dividing examples into train, validation and test, so that nothing stands on both sides.
 
-Identical texts, and rows of one group, form a unit; a unit goes to one part as a whole. The order in which units are
-drawn follows from their content and the seed alone, so it is the same on every machine and in every order of the rows.
+Identical texts, and rows of one group, form a unit; a unit goes to one part as a whole. The order in which
+units are drawn follows from their content and the seed alone, so it is the same on every machine and in every
+order of the rows.
 
 Legend: N examples, U units, K classes, P parts (train, validation, test).
 """
@@ -22,8 +23,8 @@ SPLIT_NAMES = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class _Units:
-    """of_row: (N,) the unit of each example. size: (U,) its examples. key: (U,) stands for its content. label: (U,) its
-    most frequent class."""
+    """of_row: (N,) the unit of each example. size: (U,) its examples. key: (U,) stands for its content.
+    label: (U,) its most frequent class."""
 
     of_row: NDArray[np.int64]
     size: NDArray[np.int64]
@@ -44,10 +45,10 @@ def divide(
 ) -> NDArray[np.int8]:
     """The part of each example, (N,) int8: 0 train, 1 validation, 2 test.
 
-    texts: (N,) hash of each normalised text. labels: (N,) index into `class_names`. groups: (N,) hash of each group.
-    validation: share of what is not test. test: share of all. A share of 0 makes no such part.
-    With `stratify`, every class has its share in each part, and at least one example in each; with groups as nearly
-    as whole groups allow.
+    texts: (N,) hash of each normalised text. labels: (N,) index into `class_names`. groups: (N,) hash of each
+    group. validation: share of what is not test. test: share of all. A share of 0 makes no such part.
+    With `stratify`, every class has its share in each part, and at least one example in each; with groups as
+    nearly as whole groups allow.
 
     Raises DataError when there are too few examples, or too few of a class, for the parts.
     """
@@ -73,14 +74,19 @@ def divide(
     empty = [SPLIT_NAMES[part] for part in range(3) if shares[part] > 0 and not (parts == part).any()]
     if empty:
         raise DataError(
-            f"no example could be given to {' and '.join(empty)}: {len(units.size)} groups of identical or connected "
-            f"examples, the largest of {int(units.size.max())} of {len(texts)} examples, cannot be divided so",
+            f"no example could be given to {' and '.join(empty)}: {len(units.size)} groups of identical or "
+            f"connected "
+            f"examples, the largest of {int(units.size.max())} of {len(texts)} examples, cannot be divided "
+            f"so",
             hint=_FEWER_PARTS,
         )
     return parts
 
 
-_FEWER_PARTS = "add examples, give a file as data.test or data.validation, or set data.split.validation=0 or data.split.test=0"
+_FEWER_PARTS = (
+    "add examples, give a file as data.test or data.validation, "
+    "or type --set data.split.validation=0 or --set data.split.test=0"
+)
 
 
 def _too_few(num_units: int, num_parts: int, grouped: bool) -> str:
@@ -95,7 +101,8 @@ def _require_units_of_each_class(units: _Units, num_parts: int, class_names: tup
     ]
     if scarce:
         raise DataError(
-            f"a stratified division into {num_parts} parts needs {num_parts} different texts of each class, but "
+            f"a stratified division into {num_parts} parts needs {num_parts} different texts of each class, "
+            f"but "
             + ", ".join(scarce[:10])
             + (f" and {len(scarce) - 10} more classes have fewer" if len(scarce) > 10 else ""),
             hint="add examples of these classes, remove the classes, or type --set data.split.stratify=false",
@@ -144,9 +151,11 @@ def _connected(
 
 
 def _quotas(sizes: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(K, P) examples wanted of each class in each part; whole numbers whose sums over classes keep the shares.
+    """(K, P) examples wanted of each class in each part; whole numbers whose sums over classes keep the
+    shares.
 
-    Largest remainders get the examples that rounding down leaves over; each class has at least one in each part.
+    Largest remainders get the examples that rounding down leaves over; each class has at least one in each
+    part.
     """
     wanted = np.zeros((len(sizes), 3), dtype=np.int64)
     for part in (TEST, VALIDATION):
@@ -161,7 +170,8 @@ def _quotas(sizes: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np
 
 
 def _fill(sizes: NDArray[np.int64], quota: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Give units, from the largest down, to the part that lacks most; no wanted part stays empty while units remain."""
+    """Give units, from the largest down, to the part that lacks most; no wanted part stays empty while units
+    remain."""
     parts = np.zeros(len(sizes), dtype=np.int8)
     lacking = quota.copy()
     empty = set(np.flatnonzero(quota > 0).tolist())

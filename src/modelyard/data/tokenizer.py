@@ -21,14 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import (
-    AddedToken,
     Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
 )
 
 from modelyard.data.vocabulary import learn_byte_level_bpe, learn_wordpiece
@@ -44,7 +37,8 @@ ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 
 
 class Encoded(NamedTuple):
-    """ids: token ids of each text, special tokens included, at most max_length. full_lengths: (N,) int32 before the cut."""
+    """ids: token ids of each text, special tokens included, at most max_length. full_lengths: (N,) int32
+    before the cut."""
 
     ids: list[list[int]]
     full_lengths: NDArray[np.int32]
@@ -54,7 +48,8 @@ class Encoded(NamedTuple):
 class TextTokenizer:
     """A tokenizer and what a model must know of it.
 
-    special: the token of each role (``pad``, ``cls``, …) that it has. folder: where it was loaded from, if it was.
+    special: the token of each role (``pad``, ``cls``, …) that it has. folder: where it was loaded from, if it
+    was.
     """
 
     tokenizer: Tokenizer
@@ -84,7 +79,8 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, family: Family) -> TextTokenizer:
-        """Learn a vocabulary: lower-cased WordPiece for ``bert``, byte-level BPE for ``roberta`` and ``longformer``.
+        """Learn a vocabulary: lower-cased WordPiece for ``bert``, byte-level BPE for ``roberta`` and
+        ``longformer``.
 
         texts: read twice for ``bert``; an iterator, which cannot be, is held in memory.
         vocab_size: entries at most, special tokens included; a small corpus yields fewer.
@@ -130,12 +126,14 @@ class TextTokenizer:
         return self._frame[1]
 
     def special_token_ids(self) -> dict[str, int]:
-        """The id of each special token, by its role (``pad``, ``unk``, ``cls``, ``sep``, ``mask``, ``bos``, ``eos``)."""
+        """The id of each special token, by its role (``pad``, ``unk``, ``cls``, ``sep``, ``mask``, ``bos``,
+        ``eos``)."""
         ids = {role: self.tokenizer.token_to_id(token) for role, token in self.special.items()}
         return {role: number for role, number in ids.items() if number is not None}
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> Encoded:
-        """Encode texts whole, then keep max_length tokens of each: the first ones and the special tokens at both ends."""
+        """Encode texts whole, then keep max_length tokens of each: the first ones and the special tokens at
+        both ends."""
         self._require_room(max_length)
         encodings = self.tokenizer.encode_batch_fast(list(texts))
         ids: list[list[int]] = [encoding.ids for encoding in encodings]
@@ -145,7 +143,8 @@ class TextTokenizer:
         return Encoded(ids, full_lengths)
 
     def window(self, ids: Sequence[int], start: int, length: int) -> list[int]:
-        """Cut `length` tokens, special ones included, out of an encoded text, from its `start`-th token of text on."""
+        """Cut `length` tokens, special ones included, out of an encoded text, from its `start`-th token of
+        text on."""
         self._require_room(length)
         if len(ids) <= length:
             return list(ids)
@@ -158,14 +157,18 @@ class TextTokenizer:
     def _require_room(self, length: int) -> None:
         if length <= sum(self._frame):
             raise InputError(
-                f"max_length {length} leaves no room for text: {sum(self._frame)} special tokens are added to each",
+                f"max_length {length} leaves no room for text: {sum(self._frame)} special tokens are added "
+                f"to each",
                 hint=f"type --set design.max_length={max(16, 2 * sum(self._frame) + 2)} or more",
             )
 
     def save(self, folder: Path) -> None:
-        """Write the files that ``AutoTokenizer.from_pretrained(folder)`` reads; those of a loaded one are copied."""
+        """Write the files that ``AutoTokenizer.from_pretrained(folder)`` reads; those of a loaded one are
+        copied."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.folder is not None:
+            if self.folder.resolve() == folder.resolve():
+                return
             for name in TOKENIZER_FILES:
                 if (self.folder / name).is_file():
                     shutil.copyfile(self.folder / name, folder / name)
@@ -227,7 +230,8 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def _pad_token_id(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> int:
-    """By the declared token, else by the model's configuration, else by the names that BERT and RoBERTa use."""
+    """By the declared token, else by the model's configuration, else by the names that BERT and RoBERTa
+    use."""
     for token in (special.get("pad"), "[PAD]", "<pad>"):
         if token is not None and (number := tokenizer.token_to_id(token)) is not None:
             return int(number)
@@ -241,7 +245,8 @@ def _pad_token_id(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]
 
 
 def _generic_config(special: Mapping[str, str], inputs: list[str]) -> dict[str, Any]:
-    """The generic class reads tokenizer.json as it is; a model's own class would build its own normaliser anew."""
+    """The generic class reads tokenizer.json as it is; a model's own class would build its own normaliser
+    anew."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": inputs,

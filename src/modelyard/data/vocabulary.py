@@ -22,7 +22,8 @@ COUNTED_AT_ONCE = 1000
 
 
 def learn_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> tuple[Tokenizer, dict[str, str]]:
-    """As RoBERTa's, which Longformer shares: BPE over bytes, so nothing is unknown (Liu et al., arXiv 1907.11692).
+    """As RoBERTa's, which Longformer shares: BPE over bytes, so nothing is unknown (Liu et al., arXiv
+    1907.11692).
 
     Returns the tokenizer and its special tokens by role.
     """
@@ -49,9 +50,9 @@ def learn_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> tuple[Tokeniz
 def learn_wordpiece(texts: Iterable[str], vocab_size: int) -> tuple[Tokenizer, dict[str, str]]:
     """As BERT's uncased: lower case, no accents, Chinese characters apart (Devlin et al., arXiv 1810.04805).
 
-    The library's trainer numbers the continuing characters (``##a``) in the order of a hash table, which differs from
-    run to run and decides ties. So they are counted and numbered here, as special tokens of the training alone.
-    Returns the tokenizer and its special tokens by role.
+    The library's trainer numbers the continuing characters (``##a``) in the order of a hash table, which
+    differs from run to run and decides ties. So they are counted and numbered here, as special tokens of the
+    training alone. Returns the tokenizer and its special tokens by role.
     """
     special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     tokens = list(special.values())

@@ -1,4 +1,4 @@
-"""The HTTP service of a bundle: a page for people, ``/predict`` for programs, health and metrics for operators.
+"""The HTTP service of a bundle: a page for people, ``/predict`` for programs, health and metrics.
 
     POST /predict        {"text": ...} or {"texts": [...]} -> label, probabilities, tokens read and cut
     GET  /               the page                GET /docs          the interface's description
@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
@@ -22,7 +23,6 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-import modelyard
 from modelyard.deployment.batcher import MicroBatcher, PredictionFailed, QueueFull, TextModel
 from modelyard.deployment.guard import Guard, error_response
 from modelyard.deployment.info import BundleInfo
@@ -98,7 +98,9 @@ class Service:
             ) from None
         except PredictionFailed:
             raise RequestRefused(
-                500, "the model failed on this request", hint="look into the server's log; the text is not in it"
+                500,
+                "the model failed on this request",
+                hint="look into the server's log; the text is not in it",
             ) from None
         except InputError as error:
             raise RequestRefused(422, error.problem, hint=error.hint) from None
@@ -106,14 +108,15 @@ class Service:
     def _busy(self) -> RequestRefused:
         return RequestRefused(
             429,
-            f"the server is busy with {self.batcher.num_texts:,} texts; at most {self.limits.max_queued_texts:,} wait",
+            f"the server is busy with {self.batcher.num_texts:,} texts; "
+            f"at most {self.limits.max_queued_texts:,} wait",
             hint="try again after the seconds in the header Retry-After",
             headers={"Retry-After": "1"},
         )
 
 
 def create_app(model: TextModel, info: BundleInfo, limits: ServerLimits | None = None) -> FastAPI:
-    """The service for one model. `limits`: else those of the bundle. Run it with `serve`, or any ASGI server."""
+    """The service for one model, for `serve` or any ASGI server. limits: else those of the bundle."""
     limits = limits or ServerLimits.of(info.limits)
     service = Service(model, limits)
 
@@ -127,7 +130,7 @@ def create_app(model: TextModel, info: BundleInfo, limits: ServerLimits | None =
 
     app = FastAPI(
         title=info.name,
-        version=modelyard.__version__,
+        version=version("modelyard"),
         description=f"{info.task}: {', '.join(info.labels)}",
         docs_url=None,  # FastAPI's own pages load scripts from a foreign server; ours is page/docs.html
         redoc_url=None,
@@ -163,7 +166,8 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         seconds = time.perf_counter() - started
         service.measures.count_predictions(predictions, seconds)
         return PredictReply(
-            predictions=[PredictionReply.of(prediction) for prediction in predictions], seconds=round(seconds, 6)
+            predictions=[PredictionReply.of(prediction) for prediction in predictions],
+            seconds=round(seconds, 6),
         )
 
 
@@ -186,7 +190,9 @@ def _add_facts(app: FastAPI, service: Service, info: BundleInfo) -> None:
     async def live() -> Health:
         return Health(status="live")
 
-    @app.get("/health/ready", responses={200: {"model": Health}, 503: {"model": Health}}, summary="Takes requests")
+    @app.get(
+        "/health/ready", responses={200: {"model": Health}, 503: {"model": Health}}, summary="Takes requests"
+    )
     async def ready() -> JSONResponse:
         if service.stopping:
             return JSONResponse({"status": "stopping"}, status_code=503)

@@ -1,8 +1,8 @@
 """Joins the texts of concurrent requests into batches for one inference thread.
 
-While a batch is computed, new texts gather; the next batch starts with the one that has waited longest and is filled with
-those closest to it in length, so that little is computed on padding and nobody waits for ever. Nothing is delayed on
-purpose: a single text on an idle server is answered at once.
+While a batch is computed, new texts gather; the next batch starts with the one that has waited longest and is
+filled with those closest to it in length, so that little is computed on padding and nobody waits for ever.
+Nothing is delayed on purpose: a single text on an idle server is answered at once.
 """
 
 from __future__ import annotations

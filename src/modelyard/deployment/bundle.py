@@ -6,14 +6,13 @@
       README.md        the model card
       model/           Hugging Face folder: config.json, model.safetensors, tokenizer files
 
-The manifest finds damage and forgotten edits. It is not signed: who can change a file can change the manifest too.
+The manifest finds damage and forgotten edits. It is not signed: who can change a file can change it too.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from modelyard.data.examples import text_cleaner
 from modelyard.deployment.card import model_card
 from modelyard.deployment.info import FORMAT_VERSION, BundleInfo, ModelFacts
 from modelyard.deployment.parity import ParityRecord, require_parity
@@ -73,11 +73,10 @@ def write_bundle(
     max_length: tokens, special tokens included.
     metrics_summary: see `MetricsSummary`. parity: what `check_parity` returned. name: title; else the task.
 
-    Raises InputError when the parity check did not pass, a file of the model is missing or does not fit the labels.
+    Raises InputError when the parity check did not pass, a file is missing, or the labels do not fit.
     """
     require_parity(ParityRecord.model_validate(parity))
-    if remove is not None:
-        _require_pattern(remove)
+    text_cleaner(remove)  # raises when the expression is wrong
     facts = _model_facts(model_folder, labels)
     info = BundleInfo.model_validate(
         {
@@ -111,19 +110,21 @@ def write_bundle(
 def load_bundle(folder: Path) -> Bundle:
     """Open a bundle and verify every file of it.
 
-    Raises InputError when `folder` is no bundle, was made by a newer modelyard, or any file was changed, removed
-    or added since it was written.
+    Raises InputError when `folder` is no bundle, was made by a newer modelyard, or any file was changed,
+    removed or added since it was written.
     """
     content = _read_json(folder / INFO_FILE)
     version = content.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise InputError(
-            f"{folder / INFO_FILE} has the format version {version!r}; expected a whole number from 1 to {FORMAT_VERSION}",
+            f"{folder / INFO_FILE} has the format version {version!r}; "
+            f"expected a whole number from 1 to {FORMAT_VERSION}",
             hint=EXPORT_AGAIN,
         )
     if version > FORMAT_VERSION:
         raise InputError(
-            f"{folder} was made by a newer modelyard: its format version is {version}, this one reads up to {FORMAT_VERSION}",
+            f"{folder} was made by a newer modelyard: its format version is {version}, "
+            f"this one reads up to {FORMAT_VERSION}",
             hint="update with `pip install --upgrade modelyard`",
         )
     _verify_files(folder)
@@ -142,9 +143,10 @@ def _verify_files(folder: Path) -> None:
         raise InputError(f"{folder / MANIFEST_FILE} has no `files`", hint=EXPORT_AGAIN)
     found = folder_sha256(folder)
     found.pop(MANIFEST_FILE, None)
+    changed = {name for name in expected.keys() & found.keys() if found[name] != expected[name]}
     for what, names in (
         ("is missing", expected.keys() - found.keys()),
-        ("was changed after the bundle was made", {key for key in expected if found.get(key) != expected[key]}),
+        ("was changed after the bundle was made", changed),
         ("does not belong to the bundle", found.keys() - expected.keys()),
     ):
         if names:
@@ -174,13 +176,14 @@ def _model_facts(model_folder: Path, labels: Sequence[str]) -> ModelFacts:
         if not (model_folder / file_name).is_file():
             raise InputError(
                 f"{model_folder} has no {file_name}",
-                hint="give the folder of a trained model, such as RUN/model, or train it with `modelyard train RECIPE`",
+                hint="give the folder of a trained model, or train one with `modelyard train RECIPE`",
             )
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     names = config.get("id2label")
     if names is not None and [names.get(str(number)) for number in range(len(names))] != list(labels):
         raise InputError(
-            f"the labels {list(labels)} are not those of {model_folder / 'config.json'}: {list(names.values())}",
+            f"the labels {list(labels)} are not those of {model_folder / 'config.json'}: "
+            f"{list(names.values())}",
             hint="train the run again with `modelyard train RECIPE`, then export it",
         )
     weights = model_folder / "model.safetensors"
@@ -194,7 +197,7 @@ def _model_facts(model_folder: Path, labels: Sequence[str]) -> ModelFacts:
 
 
 def _num_parameters(weights: Path) -> int:
-    """Elements of all tensors, from the file's header: 8 bytes of its length, then JSON (safetensors' format)."""
+    """Elements of all tensors, from a safetensors file's header: 8 bytes of its length, then JSON."""
     with weights.open("rb") as file:
         try:
             header_bytes = min(int.from_bytes(file.read(8), "little"), weights.stat().st_size)
@@ -202,12 +205,3 @@ def _num_parameters(weights: Path) -> int:
         except ValueError:
             raise InputError(f"{weights} is not a safetensors file", hint="train the run again") from None
     return sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
-
-
-def _require_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(
-            f"data.remove: {pattern!r} is not a regular expression: {error}", hint="correct data.remove in the recipe"
-        ) from None

@@ -33,8 +33,10 @@ def model_card(info: BundleInfo) -> str:
             'modelyard predict . "a text"',
             "```",
             "",
-            "The folder `model/` is a Hugging Face model: `AutoModelForSequenceClassification.from_pretrained`"
-            + (" loads it." if info.preprocessing.remove is None else " loads it, without the removal below."),
+            "The folder `model/` is a Hugging Face model; `AutoModelForSequenceClassification`"
+            + (
+                " loads it." if info.preprocessing.remove is None else " loads it, without the removal below."
+            ),
             "",
             "## What it reads",
             "",
@@ -66,7 +68,7 @@ def _results(info: BundleInfo) -> list[str]:
 
 def _reading(info: BundleInfo) -> list[str]:
     preprocessing = info.preprocessing
-    lines = [f"- The first {preprocessing.max_length:,} tokens of a text; the rest is cut off, and the answer says so."]
+    lines = [f"- The first {preprocessing.max_length:,} tokens of a text; what is cut off, the answer says."]
     if preprocessing.remove is not None:
         lines.append(f"- Not what this regular expression matches: {_code(preprocessing.remove)}")
     lines.append("- Every text gets one of the labels, also a text that none of them fits.")

@@ -1,6 +1,7 @@
-"""The outermost layer of the server: security headers on every answer, one log line a request, no error gets past it.
+"""The outermost layer of the server: security headers on every answer, a log line each, no error escapes.
 
-A foreign error's message may quote a text, so it reaches neither the log nor the client; its kind and place are logged.
+A foreign error's message may quote a text, so it reaches neither the log nor the client; its kind and place
+are logged.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def error_response(
 
 
 class Guard:
-    """ASGI middleware. known_paths: those that may stand in the log and in metrics; others may hold anything."""
+    """ASGI middleware. known_paths: those that may stand in logs and metrics; others may hold anything."""
 
     def __init__(self, app: ASGIApp, measures: Measures, known_paths: frozenset[str]) -> None:
         self.app = app
@@ -74,7 +75,9 @@ class Guard:
             place = traceback.extract_tb(error.__traceback__)[-1]
             logger.error("request failed: %s at %s:%s", type(error).__name__, place.filename, place.lineno)
             if not status:
-                response = error_response(500, "the server failed on this request", "look into the server's log")
+                response = error_response(
+                    500, "the server failed on this request", "look into the server's log"
+                )
                 await response(scope, receive, send_guarded)
         path = scope["path"] if scope["path"] in self.known_paths else "(other)"
         self.measures.requests.labels(path, str(status) if status else "disconnected").inc()

@@ -1,9 +1,9 @@
-"""Is the exported model still the trained one? Its logits are compared with the trained model's on real test data.
+"""Is the exported model still the trained one? Its logits are compared on real test data.
 
 Legend: B examples in a batch, T positions (tokens), C classes.
 
-Every batch is answered as it came, and its shortest example once more alone and without padding: an export that is right
-for one shape only (a traced branch, a mask that is ignored) differs there.
+Every batch is answered as it came, and its shortest example once more alone and without padding: an export
+that is right for one shape only (a traced branch, a mask that is ignored) differs there.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from modelyard.engines.base import Predictor
 
-# Guess, checked on BERT and Longformer in float32: another batch shape sums in another order and moves a logit by about
-# 1e-6; a wrong mask or a lost layer moves it by more than 1e-2.
+# A guess: in float32 another batch shape sums in another order and moves a logit by about 1e-6; a wrong mask
+# or a lost layer moves it by more than 1e-2.
 DEFAULT_TOLERANCE = 1e-4
 
 
@@ -34,7 +34,7 @@ class ParityRecord(BaseModel):
     reason: why not, in one sentence; empty when passed.
     max_abs_difference: largest difference of a logit, or None when nothing comparable came back.
     num_examples: examples compared; num_agreeing: those of them with the same best class.
-    num_batches, batch_sizes: batches compared, and their different sizes B in ascending order (1: examples alone).
+    num_batches, batch_sizes: batches compared, and their different sizes B (1: examples alone).
     shortest_tokens, longest_tokens: T of the shortest and of the longest input, padding included.
     """
 
@@ -78,7 +78,9 @@ def check_parity(
             if found.shape != logits.shape:
                 reasons.append(f"the logits have shape {found.shape} instead of {logits.shape}")
             elif not np.isfinite(found).all():
-                reasons.append(f"the logits of a batch of {size} x {length} tokens are not all finite numbers")
+                reasons.append(
+                    f"the logits of a batch of {size} x {length} tokens are not all finite numbers"
+                )
             else:
                 differences.append(float(np.abs(found.astype(np.float64) - logits).max()))
                 if part is batch:
@@ -109,10 +111,9 @@ def require_parity(record: ParityRecord) -> None:
     """
     if not record.passed:
         raise InputError(
-            f"the exported model is not published, because its answers are not the trained model's: {record.reason} "
-            f"({record.num_agreeing} of {record.num_examples} test examples get the same label)",
-            hint="export the run once more with `modelyard export RUN`; if it fails again, report it with "
-            "the output of `modelyard doctor --json`",
+            "the exported model is not published, because its answers are not the trained model's: "
+            f"{record.reason} ({record.num_agreeing} of {record.num_examples} examples get the same label)",
+            hint="train the run again with `modelyard train RECIPE`; report it if that does not help",
         )
 
 

@@ -5,10 +5,14 @@ Legend: B texts in a batch, T positions (tokens), C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from modelyard.data.batches import batch_of_ids, partition
+from modelyard.data.prepare import prepare_texts
 from modelyard.tasks.text_classification import TASKS
 
 if TYPE_CHECKING:
@@ -16,13 +20,13 @@ if TYPE_CHECKING:
     from modelyard.deployment.bundle import Bundle
     from modelyard.engines.base import Predictor
 
-# B * T of a batch, padding included: keeps a processor busy and stays far below a gigabyte of activations for base models.
+# B * T of a batch, padding included. A guess: a processor is busy, and activations stay far below a gigabyte.
 DEFAULT_MAX_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as the model reads it. input_ids: special tokens included. num_tokens_cut: cut off at the end."""
+    """A text as the model reads it. input_ids: with special tokens. num_tokens_cut: cut off at the end."""
 
     input_ids: Sequence[int]
     num_tokens_cut: int
@@ -37,7 +41,7 @@ class EncodedText:
 class TextPrediction:
     """What the model says of one text.
 
-    label: the most probable one; probability: its probability. probabilities: of every label, in the bundle's order.
+    label: the most probable one, with its probability. probabilities: of all labels, in the bundle's order.
     num_tokens: tokens read, special tokens included. num_tokens_cut: tokens cut off at the end.
     """
 
@@ -59,17 +63,24 @@ class TextPredictor:
     def predict(
         self, texts: Sequence[str], max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS
     ) -> list[TextPrediction]:
-        """Label texts, in their order. Texts of similar length are computed together, up to `max_batch_tokens`."""
+        """Label texts, in their order; those of like length together, up to `max_batch_tokens` padded."""
         encoded = self.encode(texts)
+        lengths = np.array([text.num_tokens for text in encoded], dtype=np.int64)
+        order = np.argsort(-lengths, kind="stable")
         answers: dict[int, TextPrediction] = {}
-        for batch in _batches_by_length([text.num_tokens for text in encoded], max_batch_tokens):
+        start = 0
+        for end in partition(lengths[order], max_batch_tokens):
+            batch = order[start:end].tolist()
             answers.update(zip(batch, self.predict_encoded([encoded[n] for n in batch]), strict=True))
+            start = end
         return [answers[n] for n in range(len(texts))]
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """Take out what the bundle removes, tokenise, cut to its max_length."""
         preprocessing = self._info.preprocessing
-        ids, full_lengths = prepare_texts(texts, self._tokenizer, preprocessing.max_length, preprocessing.remove)
+        ids, full_lengths = prepare_texts(
+            texts, self._tokenizer, preprocessing.max_length, preprocessing.remove
+        )
         return [
             EncodedText(text_ids, int(full_length) - len(text_ids))
             for text_ids, full_length in zip(ids, full_lengths, strict=True)
@@ -89,15 +100,3 @@ class TextPredictor:
             )
             for text, row in zip(encoded, probabilities, strict=True)
         ]
-
-
-def _batches_by_length(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
-    """Positions sorted by length in groups of at most `max_batch_tokens` with padding; one alone may exceed it."""
-    batch: list[int] = []
-    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[position] > max_batch_tokens:
-            yield batch
-            batch = []
-        batch.append(position)
-    if batch:
-        yield batch

@@ -1,4 +1,4 @@
-"""What the server answers, as typed records; the HTTP interface's description at ``/docs`` is made from them."""
+"""What the server answers, as typed records; the description at ``/docs`` is made from them."""
 
 from __future__ import annotations
 

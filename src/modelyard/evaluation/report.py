@@ -67,7 +67,7 @@ def render_report(run: ReportData, languages: Sequence[Language] = LANGUAGES) ->
     metrics = run.metrics
     model = metrics["systems"][0]
     return _environment().get_template("report.html").render(
-        css=Markup(_style()),  # noqa: S704  our own file
+        css=Markup(_style()),
         languages=list(languages),
         run=run,
         metrics=metrics,
@@ -114,9 +114,17 @@ def _environment() -> Environment:
         "p_value_text": p_value_text,
         "plain_name": plain_name,
         "system_name": system_name,
-        "comparison_sentence": comparison_sentence,
+        "comparison_sentence": _unbroken_sentence,
     }
     return environment
+
+
+def _unbroken_sentence(comparison: Mapping[str, Any], language: Language) -> str:
+    """The sentence of a comparison whose "n = 500" is never broken across lines."""
+    sentence = comparison_sentence(comparison, language)
+    for sign in "=<":
+        sentence = sentence.replace(f" {sign} ", f"\N{NO-BREAK SPACE}{sign}\N{NO-BREAK SPACE}")
+    return sentence
 
 
 def _style() -> str:

@@ -33,16 +33,23 @@ def _ends(estimates: Sequence[Mapping[str, Any]]) -> Iterator[float]:
         yield from (estimate[key] for key in ("low", "value", "high") if estimate[key] is not None)
 
 
+def _tones(systems: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The colour of each system by name: ``model`` for the one judged, ``other`` for further models, ``baseline``."""
+    tones = {system["name"]: "baseline" if system["kind"] == "baseline" else "other" for system in systems}
+    return tones | {systems[0]["name"]: "model"}
+
+
 def metric_bars(metrics: Mapping[str, Any]) -> View:
     """All systems' intervals of each metric on one axis."""
     systems = metrics["systems"]
     estimates = [system["metrics"][metric] for system in systems for metric in metrics["metrics"]]
     scale = axis(_ends(estimates), floor=0.0, ceiling=1.0)
+    tones = _tones(systems)
     groups = [
         {
             "metric": metric,
             "rows": [
-                {"name": system["name"], "kind": system["kind"], **_bar(system["metrics"][metric], scale)}
+                {"name": system["name"], "tone": tones[system["name"]], **_bar(system["metrics"][metric], scale)}
                 for system in systems
             ],
         }
@@ -161,25 +168,29 @@ def matrix(model: Mapping[str, Any]) -> View:
     confusions.sort(key=lambda entry: -entry["count"])
     return {
         "labels": labels,
+        "num_right": sum(row[index] for index, row in enumerate(confusion)),
         "rows": rows if len(labels) <= MAX_MATRIX_CLASSES else None,
         "confusions": confusions[:NUM_CONFUSIONS],
     }
 
 
 def slice_bars(metrics: Mapping[str, Any], kind: str) -> View | None:
-    """Accuracy of each system in each slice, on one axis; None when there are fewer than two slices."""
+    """Accuracy of the models and the best baseline in each slice, on one axis; None with fewer than two slices."""
     slices = metrics["slices"][kind]
     if len(slices) < 2:
         return None
-    kinds = {system["name"]: system["kind"] for system in metrics["systems"]}
-    trusted = [estimate for part in slices if not part["too_few"] for estimate in part["accuracy"].values()]
+    systems = metrics["systems"]
+    baselines = [system for system in systems if system["kind"] == "baseline"]
+    best = max(baselines, key=lambda system: system["metrics"]["accuracy"]["value"], default=None)
+    shown = [system["name"] for system in systems if system["kind"] != "baseline" or system is best]
+    tones = _tones(systems)
+    trusted = [part["accuracy"][name] for part in slices if not part["too_few"] for name in shown]
     scale = axis(_ends(trusted), floor=0.0, ceiling=1.0)
     groups = [
         {
             **{key: value for key, value in part.items() if key != "accuracy"},
             "rows": [
-                {"name": name, "kind": kinds[name], **_bar(estimate, scale)}
-                for name, estimate in part["accuracy"].items()
+                {"name": name, "tone": tones[name], **_bar(part["accuracy"][name], scale)} for name in shown
             ],
         }
         for part in slices

@@ -72,7 +72,7 @@ def p_value_text(p_value: float) -> str:
 
 def comparison_sentence(comparison: Mapping[str, Any], language: Language) -> str:
     """What a comparison (``Comparison.as_dict``) shows, in one sentence that claims no more than it may."""
-    names = {side: system_name(comparison[side], language) for side in ("a", "b")}
+    names = {side: _spaced(system_name(comparison[side], language), language) for side in ("a", "b")}
     n, difference = comparison["n"], comparison["difference"]
     if comparison["num_only_a"] + comparison["num_only_b"] == 0:
         outcome = "identical"
@@ -94,4 +94,12 @@ def comparison_sentence(comparison: Mapping[str, Any], language: Language) -> st
         p=p_value_text(comparison["p_value"]),
         detectable=signed(100 * comparison["minimum_detectable"]),
     )
+    sentence = sentence.strip()
     return sentence[:1].upper() + sentence[1:]
+
+
+def _spaced(name: str, language: Language) -> str:
+    """In Chinese, a name that begins or ends in Latin script stands apart from the characters around it."""
+    if language != "zh":
+        return name
+    return f"{' ' if name[:1].isascii() else ''}{name}{' ' if name[-1:].isascii() else ''}"

@@ -37,9 +37,7 @@ class CoreLoader(yaml.SafeLoader):
 
 
 class CoreDumper(yaml.SafeDumper):
-    """Quotes exactly the texts that `CoreLoader` would take for something else."""
-
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - the library's own name; filled below
+    """Quotes texts that `CoreLoader`, or another program's YAML 1.1, would take for something else."""
 
 
 for _name, _pattern in _CORE_SCALARS.items():
@@ -47,8 +45,7 @@ for _name, _pattern in _CORE_SCALARS.items():
         _class.add_implicit_resolver(
             f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), [*_FIRST_CHARACTERS[_name]]
         )
-for _class in (CoreLoader, CoreDumper):
-    _class.yaml_implicit_resolvers[""] = [("tag:yaml.org,2002:null", re.compile("^$"))]
+CoreLoader.yaml_implicit_resolvers[""] = [("tag:yaml.org,2002:null", re.compile("^$"))]
 
 
 @dataclass(frozen=True)

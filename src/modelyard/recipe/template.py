@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from modelyard.recipe.schema import TaskName
-from modelyard.recipe.write import scalar_text
+from modelyard.recipe.write import comment_text, scalar_text
 
 _DEFAULT_MODEL = "google-bert/bert-base-uncased"
 _TITLES: Mapping[TaskName, str] = {
@@ -32,7 +32,7 @@ def render_template(
     `reasons` under ``data.text`` and ``data.label``.
     """
     reasons = reasons or {}
-    there = f"# columns there: {_line(', '.join(columns))}" if columns else "# columns of the data"
+    there = f"# columns there: {comment_text(', '.join(columns))}" if columns else "# columns of the data"
     values = {
         "title": _TITLES[task],
         "task": task,
@@ -46,12 +46,7 @@ def render_template(
 
 
 def _with_reason(value: str, reason: str) -> str:
-    return scalar_text(value) + (f"  # {_line(reason)}" if reason else "")
-
-
-def _line(text: str) -> str:
-    """One line without characters that YAML forbids even in comments."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return scalar_text(value) + (f"  # {comment_text(reason)}" if reason else "")
 
 
 _TEMPLATE = """\

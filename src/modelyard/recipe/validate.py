@@ -95,7 +95,8 @@ def _explain(
             cause = error.get("ctx", {}).get("error", error["msg"])
             where = place.key_where if place else name
             if not any(_inside(problem.hint, name) for problem in known):
-                hint = f"change it under `{name}`; `null` takes a value away (--set {name}.KEY=null)"
+                key = f"{name}.KEY" if all_fields()[path].section else name
+                hint = f"change it in the recipe, or take a value away with --set {key}=null"
                 found.setdefault(path, Problem(where, str(cause), hint))
         elif error["type"] == "extra_forbidden":
             found.setdefault(path, _unknown(str(error["loc"][-1]), path, place or Node({}, name, name)))

@@ -83,7 +83,7 @@ def _lines(section: BaseModel, above: tuple[str, ...], reasons: Mapping[str, str
         if isinstance(value, BaseModel):
             lines += [f"{indent}{key}:", *_lines(value, path, reasons)]
         else:
-            reason = " ".join(reasons.get(".".join(path), "").split())
+            reason = comment_text(reasons.get(".".join(path), ""))
             lines.append(
                 f"{indent}{key}: {scalar_text(value)}" + (f"  # derived: {reason}" if reason else "")
             )
@@ -102,6 +102,11 @@ def scalar_text(value: Any) -> str:
         sort_keys=False,
     )
     return str(text).removesuffix("\n").removesuffix("\n...").strip()
+
+
+def comment_text(text: str) -> str:
+    """`text` on one line, without the characters that YAML forbids even in comments."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 class _LineDumper(CoreDumper):

@@ -125,6 +125,10 @@ class RunFolder:
             manifest["stages"].pop(stage, None)
         write_json(self.manifest, manifest)
 
+    def model_key(self) -> str:
+        """SHA-256 of the trained weights: what later stages are made from."""
+        return file_sha256(self.model / "model.safetensors")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the lock goes with the process, however that ends.
@@ -145,7 +149,13 @@ class RunFolder:
             file.write(f"pid {os.getpid()}")
             file.flush()
             remove_leftovers(self.path)
-            yield
+            try:
+                yield
+            finally:
+                if not any(entry.name != ".lock" for entry in self.path.iterdir()):
+                    file.close()
+                    (self.path / ".lock").unlink()
+                    self.path.rmdir()
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -10,6 +10,7 @@ resume at (epoch, step) goes on exactly as the undisturbed training would have.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,8 @@ def train_learner(
         )
     store = Checkpoints(checkpoints, keep=options.keep_checkpoints)
     num_steps = len(steps_of_epoch(1))
+    if evaluate is None:
+        events.append("note", text="the last weights are the best: there is no validation split")
     progress, resumed_from = _begin(learner, store, num_steps, events, resume=resume)
     store.prepare(learner)
     with StopRequest() as stop:
@@ -99,7 +102,7 @@ def _begin(
     if existing and not resume:
         raise InputError(
             f"{store.folder} already holds a training up to step {existing[-1]}",
-            hint="go on with it with --resume, or begin in a new folder with --run FOLDER",
+            hint="go on with it with --resume, or begin anew with --overwrite or --run FOLDER",
         )
     if not existing:
         if resume:
@@ -247,9 +250,8 @@ class _Training:
             metrics = self._evaluated(self.evaluate)
             progress.take_evaluation(metrics, self.options.best_metric)
         loss = progress.epoch_loss_sum / progress.steps_per_epoch
-        self.events.append(
-            "epoch", epoch=progress.epoch, step=progress.step, loss=loss, metrics=dict(metrics)
-        )
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self.events.append("epoch", epoch=progress.epoch, step=progress.step, loss=loss, metrics=finite)
         progress.epoch, progress.step_in_epoch, progress.epoch_loss_sum = progress.epoch + 1, 0, 0.0
 
     def _evaluated(self, evaluate: Evaluate) -> Mapping[str, float]:

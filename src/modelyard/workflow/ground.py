@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelyard.data.prepare import Prepared, prepare
-from modelyard.data.sources import read_texts
+from modelyard.data.prepare import prepare, training_texts
+from modelyard.data.prepared import Prepared
 from modelyard.data.tokenizer import TextTokenizer
-from modelyard.design.architecture import choose_max_length, config_from_architecture, scratch_positions
+from modelyard.design.architecture import choose_max_length, from_architecture
 from modelyard.design.sources import resolve_model
 from modelyard.engines.base import Device, Engine, ModelSpec, OptimizerSpec, Plan
 from modelyard.errors import MachineError
@@ -29,6 +29,7 @@ ENGINES = {"torch": "modelyard.engines.torch.engine:TorchEngine"}
 # Tokens computed at once: enough that matrix products run at full rate, little enough that activations of a 12-layer
 # base model stay near 4 GB (CPU) or well below the smallest cards' memory share. A guess that the planner will replace.
 CPU_MICRO_BATCH_TOKENS = 4096
+DEFAULT_VOCAB_SIZE = 8192  # a guess: a tenth of a large vocabulary, for data sets that are small too
 CUDA_TOKENS_PER_GB = 1024
 
 Progress = Callable[[str, int, int | None], None]
@@ -83,18 +84,9 @@ def stand_on(recipe: Recipe, data_folder: Path | None, progress: Progress | None
         source = resolve_model(design.model)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         tokenizer = TextTokenizer.load(source)
-        max_length, reason = choose_max_length(design, config)
     else:
-        assert design.architecture is not None
-        max_length, reason = scratch_positions(design)
-        tokenizer = _train_tokenizer(recipe)
-        config = config_from_architecture(
-            design.architecture,
-            vocab_size=tokenizer.vocab_size,
-            max_length=max_length,
-            special_token_ids=tokenizer.special_token_ids,
-            attention_window=design.attention_window,
-        )
+        config, tokenizer = _from_scratch(recipe, progress)
+    max_length, reason = choose_max_length(design, config)
     if design.max_length is None:
         reasons["design.max_length"] = reason
         recipe = set_values(recipe, {"design.max_length": max_length})
@@ -114,15 +106,33 @@ def stand_on(recipe: Recipe, data_folder: Path | None, progress: Progress | None
     return Ground(recipe, reasons, source, config, tokenizer, prepared)
 
 
-def _train_tokenizer(recipe: Recipe) -> TextTokenizer:
+def _from_scratch(recipe: Recipe, progress: Progress | None) -> tuple[dict[str, Any], TextTokenizer]:
+    """A configuration of the family's preset, and a vocabulary learned from the training texts alone."""
     architecture = recipe.design.architecture
     assert architecture is not None
-    vocab_size = architecture.vocab_size or 8192
+    tokenizer = TextTokenizer.train(
+        training_texts(recipe.data, TASKS[recipe.task], progress),
+        vocab_size=architecture.vocab_size or DEFAULT_VOCAB_SIZE,
+        family=architecture.family,
+    )
+    special = tokenizer.special_token_ids()
+    config = from_architecture(
+        architecture,
+        vocab_size=tokenizer.vocab_size,
+        pad_token_id=special["pad"],
+        cls_token_id=special["cls"],
+        sep_token_id=special["sep"],
+        max_length=recipe.design.max_length,
+        attention_window=recipe.design.attention_window,
+    )
+    return config, tokenizer
 
-    def texts() -> Iterator[str]:
-        yield from read_texts(recipe.data)
 
-    return TextTokenizer.train(texts(), vocab_size=vocab_size, family=architecture.family)
+def micro_tokens(ground: Ground) -> int:
+    """Tokens computed at once, of a recipe that `choose_plan` has resolved."""
+    tokens = ground.recipe.training.max_micro_batch_tokens
+    assert isinstance(tokens, int)
+    return tokens
 
 
 def model_spec(ground: Ground) -> ModelSpec:
@@ -184,8 +194,9 @@ def choose_plan(recipe: Recipe, engine: Engine) -> tuple[Plan, Device, Recipe, d
             if device.fast_bfloat16
             else f"{device.name} has no fast bfloat16"
         )
-    tokens = training.max_micro_batch_tokens
-    if tokens == "auto":
+    if isinstance(training.max_micro_batch_tokens, int):
+        tokens = training.max_micro_batch_tokens
+    else:
         longest = recipe.design.max_length or 0
         room = (
             CPU_MICRO_BATCH_TOKENS

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelyard.data.batches import evaluation_batches
-from modelyard.data.prepare import Split
+from modelyard.data.prepared import Split
 from modelyard.deployment.bundle import INFO_FILE
 from modelyard.engines.base import Predictor
 from modelyard.errors import InputError
@@ -24,7 +24,7 @@ from modelyard.runs.events import EventLog, read_events
 from modelyard.runs.files import file_sha256, value_sha256
 from modelyard.runs.folder import RunFolder
 from modelyard.tasks.text_classification import TASKS
-from modelyard.workflow.ground import load_engine, stand_on
+from modelyard.workflow.ground import load_engine, micro_tokens, stand_on
 from modelyard.workflow.stage import Listeners, Stage, teller
 
 
@@ -40,7 +40,7 @@ def require_trained(run_folder: RunFolder) -> str:
             f"{run_folder.path / changed} is missing or was changed since the training wrote it",
             hint=f"train again: modelyard train {run_folder.recipe} --run runs/NAME",
         )
-    return model_key_of(run_folder)
+    return run_folder.model_key()
 
 
 def judge_run(
@@ -67,7 +67,8 @@ def judge_run(
         )
         return dict(json.loads(metrics_file.read_text(encoding="utf-8")))
     ground = stand_on(recipe, None)
-    split = ground.prepared.test or ground.prepared.validation
+    name = "test" if ground.prepared.test is not None else "validation"
+    split = ground.prepared.splits.get(name)
     if split is None:
         raise InputError(
             "there are no test examples to judge the model on",
@@ -79,7 +80,7 @@ def judge_run(
         clock = _Clock()
         evaluation = judge(
             clock.timed(
-                _outputs(predictor, split, _micro_tokens(ground), ground.prepared.pad_token_id, listeners)
+                _outputs(predictor, split, micro_tokens(ground), ground.prepared.pad_token_id, listeners)
             ),
             split,
             ground.prepared.train,
@@ -89,7 +90,7 @@ def judge_run(
             folder=run_folder.evaluation,
             cost=_cost(run_folder, split, clock),
             other_systems=others,
-            split_name=split.name,
+            split_name=name,
         )
         metrics = dict(evaluation.metrics)
         for sentence in evaluation.sentences:
@@ -126,7 +127,7 @@ def _outputs(
     for batch in evaluation_batches(split, max_tokens, pad_token_id):
         yield batch.rows, predictor.predict(batch).logits
         done += batch.num_examples
-        tell("progress", what=split.name, done=done, total=len(split))
+        tell("progress", what="evaluation", done=done, total=len(split))
 
 
 def _cost(run_folder: RunFolder, split: Split, clock: _Clock) -> Mapping[str, Any]:

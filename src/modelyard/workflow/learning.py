@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -9,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from modelyard import __version__
 from modelyard.data.batches import StepPlan, evaluation_batches, training_steps
-from modelyard.data.prepare import Split
-from modelyard.design.architecture import describe_model
+from modelyard.data.prepared import Prepared
+from modelyard.design.describe import describe_model
 from modelyard.engines.base import Engine, Learner, Plan
 from modelyard.errors import InputError
 from modelyard.evaluation.metrics import quick_metrics
@@ -28,6 +28,7 @@ from modelyard.workflow.ground import (
     Ground,
     choose_plan,
     load_engine,
+    micro_tokens,
     model_spec,
     optimizer_spec,
     stand_on,
@@ -54,8 +55,23 @@ def prepare(
         )
         for key, reason in ground.reasons.items():
             stage.choice(key, _short(_value_at(ground.recipe, key)), reason)
-        stage.text = ground.prepared.report.summary
+        stage.text = _data_text(ground.prepared)
     return ground
+
+
+def _data_text(prepared: Prepared) -> str:
+    report = prepared.report
+    parts = ", ".join(f"{len(split):,} {name}" for name, split in prepared.splits.items())
+    lengths = report.lengths["train"]
+    cut = (
+        f"{lengths.num_truncated:,} cut, losing {lengths.share_lost:.1%} of the text"
+        if lengths.num_truncated
+        else "none cut"
+    )
+    return (
+        f"{report.num_examples:,} texts ({parts}), {len(prepared.labels)} classes, "
+        f"median {lengths.quantiles['50']:,} tokens, {cut}"
+    )
 
 
 def design(ground: Ground, engine: Engine, stage: Stage) -> tuple[Plan, dict[str, Any], Ground]:
@@ -66,7 +82,13 @@ def design(ground: Ground, engine: Engine, stage: Stage) -> tuple[Plan, dict[str
     )
     for key, reason in reasons.items():
         stage.choice(key, _short(_value_at(recipe, key)), reason)
-    size = describe_model(recipe.design, ground.config, num_labels=len(ground.prepared.labels))
+    train_split = ground.prepared.train
+    size = describe_model(
+        recipe.design,
+        ground.config,
+        num_labels=len(ground.prepared.labels),
+        num_tokens=float(train_split.lengths.mean()),
+    )
     value = {
         "model": size,
         "device": {
@@ -96,7 +118,7 @@ def train_run(
         reason = "the same data, model and settings as before"
         log.append("stage", name="training", state="skipped", reason=reason)
         write_recipe(ground.recipe, run_folder.recipe, ground.reasons)
-        return model_key_of(run_folder)
+        return run_folder.model_key()
     begun = run_folder.read_manifest().get("training_key")
     if begun is not None and begun != key:
         raise InputError(
@@ -114,17 +136,12 @@ def train_run(
         write_json(run_folder.plan, {**plan_value, "measured": _measured(learner, result)})
         run_folder.record_stage("training", key, {"model": run_folder.model}, **_training_facts(result))
         stage.text = _training_text(result)
-    return model_key_of(run_folder)
+    return run_folder.model_key()
 
 
 def _steps_of_epoch(ground: Ground) -> Callable[[int], StepPlan]:
     """The steps of each epoch (counted from 1), a function of the recipe and the number alone."""
     recipe, train_split = ground.recipe, ground.prepared.train
-    weights = (
-        class_weights(train_split, len(ground.prepared.labels))
-        if recipe.training.class_weights == "balanced"
-        else None
-    )
     assert isinstance(recipe.training.max_micro_batch_tokens, int) and recipe.design.max_length is not None
     tokens, max_length = recipe.training.max_micro_batch_tokens, recipe.design.max_length
 
@@ -139,23 +156,17 @@ def _steps_of_epoch(ground: Ground) -> Callable[[int], StepPlan]:
             padding=recipe.training.padding,
             max_length=max_length,
             train_window=recipe.training.train_window,
-            class_weights=weights,
+            class_weights=recipe.training.class_weights,
             num_steps=recipe.training.steps_per_epoch,
         )
 
     return steps
 
 
-def class_weights(split: Split, num_classes: int) -> NDArray[np.float32]:
-    """(C,) examples / (classes * examples of the class), so that every class weighs the same in the loss."""
-    counts = np.bincount(split.labels, minlength=num_classes)
-    return (len(split) / (num_classes * np.maximum(counts, 1))).astype(np.float32)
-
-
 def _run_loop(
     learner: Learner, ground: Ground, run_folder: RunFolder, log: EventLog, *, resume: bool
 ) -> TrainingResult:
-    validation, tokens = ground.prepared.validation, _micro_tokens(ground)
+    validation, tokens = ground.prepared.validation, micro_tokens(ground)
 
     def evaluate_learner(learner: Learner) -> Mapping[str, float]:
         assert validation is not None
@@ -174,12 +185,6 @@ def _run_loop(
         resume=resume,
         describe_rows=lambda rows: [ground.prepared.train.source(row) for row in rows],
     )
-
-
-def _micro_tokens(ground: Ground) -> int:
-    tokens = ground.recipe.training.max_micro_batch_tokens
-    assert isinstance(tokens, int)
-    return tokens
 
 
 def _write_ground(
@@ -201,9 +206,12 @@ def _write_ground(
 
 
 def _write_model(learner: Learner, ground: Ground, folder: Path) -> None:
+    """The Hugging Face folder; its tokenizer says the length that this model was trained for."""
     learner.write_model(folder)
-    assert ground.recipe.design.max_length is not None
-    ground.tokenizer.save(folder, model_max_length=ground.recipe.design.max_length)
+    ground.tokenizer.save(folder)
+    settings = folder / "tokenizer_config.json"
+    content = json.loads(settings.read_text(encoding="utf-8"))
+    write_json(settings, {**content, "model_max_length": ground.recipe.design.max_length})
 
 
 def _training_key(ground: Ground) -> str:

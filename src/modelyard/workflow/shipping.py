@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from modelyard.data.batches import batch_of_ids
-from modelyard.data.prepare import Split
+from modelyard.data.prepared import Split
 from modelyard.deployment.bundle import Bundle, load_bundle, write_bundle
 from modelyard.deployment.parity import ParityRecord, check_parity
 from modelyard.engines.base import Batch

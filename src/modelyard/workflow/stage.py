@@ -49,11 +49,16 @@ def teller(listeners: Listeners) -> Callable[..., None]:
 def working(run_folder: RunFolder, listeners: Listeners, *, overwrite: bool = False) -> Iterator[EventLog]:
     with run_folder.locked():
         if overwrite:
-            _clear(run_folder)
-        yield EventLog(run_folder.events, tuple(listeners))
+            clear(run_folder)
+        try:
+            yield EventLog(run_folder.events, tuple(listeners))
+        except BaseException:
+            if not run_folder.exists():  # wrong input: nothing was begun, so nothing stays
+                clear(run_folder)
+            raise
 
 
-def _clear(run_folder: RunFolder) -> None:
+def clear(run_folder: RunFolder) -> None:
     """Remove what a run consists of, and nothing else that may lie in the folder."""
     for path in (
         run_folder.data,

@@ -14,7 +14,7 @@ from typing import Any
 
 from modelyard.deployment.app import create_app
 from modelyard.deployment.bundle import Bundle
-from modelyard.deployment.serve import serve as serve_app
+from modelyard.deployment.server import serve as serve_app
 from modelyard.errors import InputError
 from modelyard.recipe.load import load_recipe as read_recipe
 from modelyard.recipe.schema import Recipe
@@ -25,6 +25,8 @@ from modelyard.workflow.learning import design, prepare, train_run
 from modelyard.workflow.shipping import ship_run
 from modelyard.workflow.stage import Listeners, Stage, teller, working
 from modelyard.workflow.use import open_bundle
+
+__all__ = ["Listeners", "evaluate", "export", "load_recipe", "plan", "prepare", "run", "serve", "train"]
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:

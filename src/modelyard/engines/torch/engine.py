@@ -56,3 +56,7 @@ class TorchEngine:
         Raises InputError (files missing or damaged) or MachineError (a device that is not there).
         """
         return TorchPredictor(load_model(folder), require_device(device), precision)
+
+    def reference_predictor(self, folder: Path, device: str) -> TorchPredictor:
+        """The same through transformers' own classes alone, in float32. Raises what `predictor` raises."""
+        return TorchPredictor(load_model(folder, own_attention=False), require_device(device), "float32")

@@ -104,7 +104,7 @@ def extend_to(
     *,
     attention_window: int | Sequence[int] = 512,
 ) -> None:
-    """Write the checkpoint in ``source_folder`` to ``target_folder`` as a Longformer for ``max_positions`` tokens.
+    """Write ``source_folder``'s checkpoint to ``target_folder`` as a Longformer for ``max_positions`` tokens.
 
     ``attention_window`` is upstream's two-sided window, even: a token sees half of it on each side; one
     number, or one for each layer. Labels, dropout, activation, token types and the tokenizer are kept. A
@@ -278,7 +278,7 @@ def _convert(source: _Source, max_positions: int) -> dict[str, Tensor]:
 
 
 def _repeat_positions(source: _Source, table: Tensor, max_positions: int) -> Tensor:
-    """(old rows, D) → (pad_token_id + 1 + max_positions, D): the old positions over and over, after the rest."""
+    """(old rows, D) → (pad_token_id + 1 + max_positions, D): the old positions over and over."""
     first = int(source.config.pad_token_id) + 1
     positions = table[source.offset :]
     repeated = positions[torch.arange(max_positions) % len(positions)]

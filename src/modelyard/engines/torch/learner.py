@@ -107,7 +107,7 @@ class TorchLearner:
         freeze_parts(self._model, optimizer.freeze)
         self._optimizer = build_optimizer(self._model, optimizer)
         if plan.activation_checkpointing:
-            self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _enable_activation_checkpointing(self._model)
         if plan.compile:
             self._predictor.call = torch.compile(self._model, dynamic=True)
 
@@ -261,6 +261,12 @@ class TorchLearner:
         for key, tensor in moments.items():
             name, what = key.rsplit(".", 1)
             self._optimizer.state[learning[name]][what] = tensor.to(self._device)
+
+
+def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
+    """transformers gave the method its present name after 5.14."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _require_fit(folder: Path, found: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:

@@ -61,8 +61,10 @@ def build_model(spec: ModelSpec, *, seed: int) -> BuiltModel:
     return built
 
 
-def load_model(folder: Path) -> PreTrainedModel:
+def load_model(folder: Path, *, own_attention: bool = True) -> PreTrainedModel:
     """Load a classifier as `write_model` wrote it: float32, on the CPU, in evaluation mode.
+
+    own_attention: put our attention into a Longformer; without it the model is what everybody else will load.
 
     Raises InputError when a weight is missing or the files cannot be read.
     """
@@ -74,7 +76,8 @@ def load_model(folder: Path) -> PreTrainedModel:
                 f"{folder} lacks weights: {_some(missing)}",
                 hint="name the model/ folder of a run, or another fine-tuned classifier",
             )
-    model = _accelerated(model)
+    if own_attention:
+        model = _accelerated(model)
     model.train(False)
     return model
 

@@ -39,10 +39,10 @@ from transformers.models.longformer.modeling_longformer import (
 
 from modelyard.engines.torch.attention.window import (
     MASKED_SCORE,
+    SMALLEST_BLOCK,
     TokenRoles,
     blocked_attention,
     keep_mask,
-    sdpa_attention,
 )
 from modelyard.errors import InputError
 
@@ -55,7 +55,7 @@ FOLD_UP_TO_HEAD_WIDTHS = 0.5
 
 @dataclass(frozen=True)
 class GlobalLayers:
-    """The projections of the global queries; plain ``nn.Linear`` unless an adapter or a quantiser replaced one."""
+    """The projections of the global queries; ``nn.Linear`` unless an adapter or quantiser replaced one."""
 
     query: Any
     key: Any
@@ -94,6 +94,57 @@ def global_attention(
 def _per_head(rows: Tensor, heads: int) -> Tensor:
     """(B, N·G, …) → (B, N, G, …)."""
     return rows.view(rows.shape[0], heads, -1, rows.shape[-1])
+
+
+def sdpa_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    global_answers: Tensor | None,
+    roles: TokenRoles,
+    window: int,
+    dropout: float,
+) -> Tensor:
+    """The same as ``blocked_attention`` through PyTorch's own kernels and plain autograd, for any device.
+
+    **Not timed**: it was written without a CUDA device at hand, so no speed is claimed. A mask rules out
+    PyTorch's flash kernel; the memory-efficient one takes it.
+    """
+    length, size = query.shape[1], max(window, SMALLEST_BLOCK)
+    lowest = torch.finfo(query.dtype).min / 2
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    local = ~(roles.padded | roles.is_global)
+    key_global = roles.take(key.transpose(1, 2)).transpose(1, 2)
+    value_global = roles.take(value.transpose(1, 2)).transpose(1, 2)
+    at = torch.arange(length, device=query.device)
+    parts = []
+    for start in range(0, length, size):
+        stop, low, high = (
+            min(start + size, length),
+            max(0, start - window),
+            min(length, start + size + window),
+        )
+        near = (at[start:stop, None] - at[None, low:high]).abs() <= window
+        sees = torch.cat(
+            [
+                roles.valid[:, None, :].expand(-1, stop - start, -1),
+                near & local[:, None, low:high],
+            ],
+            dim=-1,
+        )
+        mask = torch.zeros(sees.shape, dtype=query.dtype, device=query.device).masked_fill_(~sees, lowest)
+        keys = torch.cat([key_global, key[:, :, low:high]], dim=2)
+        values = torch.cat([value_global, value[:, :, low:high]], dim=2)
+        parts.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:stop], keys, values, attn_mask=mask[:, None], dropout_p=dropout
+            )
+        )
+    out = torch.cat(parts, dim=2).transpose(1, 2)
+    out = out.masked_fill(~local[:, :, None, None], 0)
+    if global_answers is not None:
+        out = out.index_put(roles.is_global.nonzero(as_tuple=True), global_answers[roles.valid].to(out.dtype))
+    return out
 
 
 class _Dropout(nn.Dropout):
@@ -235,7 +286,7 @@ def _no_padding(
     inputs_embeds: Tensor | None,
     pad_token_id: int,
 ) -> tuple[int, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """In place of ``LongformerModel._pad_to_window_size``; no method, so that copies of a model stay apart."""
+    """In place of ``LongformerModel._pad_to_window_size``; no method, so copies of a model stay apart."""
     return 0, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
 
 

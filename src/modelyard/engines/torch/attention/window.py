@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -33,7 +32,7 @@ from torch.autograd.function import once_differentiable
 MASKED_SCORE = -1e30
 # A block of W queries against 3W keys masks a third of its products; smaller blocks waste less but call more
 # often (docs/experiments.md compares 64 to 512).
-BLOCK_QUERIES_MIN, BLOCK_QUERIES_MAX = 32, 256
+SMALLEST_BLOCK, LARGEST_BLOCK = 32, 256
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,21 @@ class TokenRoles:
         return tensor[rows, self.positions]
 
 
-def keep_mask(shape: tuple[int, ...], dropout: float, generator: torch.Generator | None = None) -> Tensor:
-    """Bool mask on the CPU, true with probability ``1 - dropout`` (to 2⁻³², finer than a float32 uniform).
+def keep_mask(
+    shape: tuple[int, ...],
+    dropout: float,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.bool,
+) -> Tensor:
+    """Mask on the CPU, true or 1 with probability ``1 - dropout`` (to 2⁻³², finer than a float32 uniform).
 
-    Comparing raw 32-bit draws costs half of ``bernoulli_``.
+    Comparing raw 32-bit draws costs less than half of ``bernoulli_``.
     """
     count = math.prod(shape)
     words = torch.empty((count + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
     threshold = min(-(2**31) + round(dropout * 2**32), 2**31 - 1)
-    return (words.view(torch.int32)[:count] >= threshold).view(shape)
+    draws = words.view(torch.int32)[:count].view(shape)
+    return torch.ge(draws, threshold, out=torch.empty(shape, dtype=dtype))
 
 
 # --- local queries on the CPU ---------------------------------------------------------------------
@@ -93,7 +98,7 @@ def _blocks(local: Tensor, window: int, limit: int, dtype: torch.dtype) -> Itera
     if not len(where):
         return
     first, end = int(where[0]), int(where[-1]) + 1  # padding at either side costs nothing
-    size = min(max(window, BLOCK_QUERIES_MIN), limit, end - first)
+    size = min(max(window, SMALLEST_BLOCK), limit, end - first)
     # Column j of row i is the key at (start - W) + j: visible when 0 <= j - i <= 2W.
     offset = torch.arange(size + 2 * window)[None] - torch.arange(size)[:, None]
     band = torch.zeros(offset.shape, dtype=dtype).masked_fill_(
@@ -124,11 +129,20 @@ class _Heads:
     def scale(self) -> float:
         return 1 / math.sqrt(self.query.shape[-1])
 
+    def widen(self) -> _Heads:
+        """The same in at least float32."""
+        dtype = _wide(self.query.dtype)
+        return _Heads(self.query.to(dtype), self.key.to(dtype), self.value.to(dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
 
 class _FlashKernel:
     """PyTorch's fused CPU kernel. One call a block: where cores are shared, each call may wait for one."""
 
-    block_queries = BLOCK_QUERIES_MAX
+    block_queries = LARGEST_BLOCK
 
     def forward(self, heads: _Heads, mask: Tensor) -> tuple[Tensor, Tensor]:
         """→ answer (N, C, H) and log-sum-exp (N, C, 1) over the keys of the block."""
@@ -158,47 +172,46 @@ class _DropoutKernel:
     them again.
     """
 
-    block_queries = BLOCK_QUERIES_MAX // 2  # here the scores are in memory and should fit a cache
+    block_queries = LARGEST_BLOCK // 2  # here the scores are in memory and should fit a cache
 
     def __init__(self, dropout: float, seed: int) -> None:
         self.dropout = dropout
         self.generator = torch.Generator().manual_seed(seed)
 
+    @property
+    def boost(self) -> float:
+        """What the kept probabilities are multiplied by."""
+        return 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
+
     def keep(self, like: Tensor) -> Tensor:
-        scale = 1 / (1 - self.dropout) if self.dropout < 1 else 0.0
-        return keep_mask(tuple(like.shape), self.dropout, self.generator).to(like.dtype).mul_(scale)
+        """The next mask of ones and zeros, in the shape and dtype of ``like``."""
+        return keep_mask(tuple(like.shape), self.dropout, self.generator, like.dtype)
 
     def _scores(self, heads: _Heads, mask: Tensor) -> Tensor:
         mask = mask.expand(heads.query.shape[0], -1, -1)
         return torch.baddbmm(mask, heads.query, heads.key.transpose(1, 2), alpha=heads.scale)
 
     def forward(self, heads: _Heads, mask: Tensor) -> tuple[Tensor, Tensor]:
-        heads = _widen(heads)
+        heads = heads.widen()
         scores = self._scores(heads, mask.to(heads.query.dtype))
-        lse = scores.logsumexp(-1, keepdim=True)
-        weights = scores.sub_(lse).exp_()
-        return torch.bmm(weights.mul_(self.keep(weights)), heads.value), lse
+        peak = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(peak).exp_()  # four passes in a cache cost a fifth of one ``logsumexp``
+        total = weights.sum(-1, keepdim=True)
+        answer = torch.bmm(weights.mul_(self.keep(weights)), heads.value)
+        return answer.mul_(self.boost / total), total.log_().add_(peak)
 
     def backward(
         self, heads: _Heads, mask: Tensor, grad: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        heads = _widen(heads)
+        heads = heads.widen()
         grad, out = grad.to(heads.query.dtype), out.to(heads.query.dtype)
         weights = self._scores(heads, mask.to(heads.query.dtype)).sub_(lse).exp_()
         delta = (grad * out).sum(-1, keepdim=True)
+        grad = grad * self.boost
         dropped, grad_scores = _softmax_backward(weights, self.keep(weights), grad, heads.value, delta)
         grad_query = torch.bmm(grad_scores, heads.key).mul_(heads.scale)
         grad_key = torch.bmm(grad_scores.transpose(1, 2), heads.query).mul_(heads.scale)
         return grad_query, grad_key, torch.bmm(dropped.transpose(1, 2), grad)
-
-
-def _widen(heads: _Heads) -> _Heads:
-    dtype = _wide(heads.query.dtype)
-    return _Heads(heads.query.to(dtype), heads.key.to(dtype), heads.value.to(dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype == torch.float64 else torch.float32
 
 
 def _softmax_backward(
@@ -206,7 +219,8 @@ def _softmax_backward(
 ) -> tuple[Tensor, Tensor]:
     """Dropped-out probabilities and the gradient of the scores, both (N, C, K); overwrites ``weights``.
 
-    With O = (P ∘ M) V the row sum Σⱼ Pⱼ (∂L/∂Pⱼ) is ∂L/∂O · O, with dropout M as without it.
+    ``grad`` is the answer's gradient times what kept probabilities are multiplied by. With O = (P ∘ M) V the
+    row sum Σⱼ Pⱼ (∂L/∂Pⱼ) is ∂L/∂O · O, with dropout M as without it.
     """
     grad_scores = torch.bmm(grad, value.transpose(1, 2))
     if keep is None:
@@ -231,26 +245,26 @@ class _Example:
     def blocks(self) -> Iterator[_Block]:
         return _blocks(self.local, self.window, self.kernel.block_queries, self.heads.query.dtype)
 
-    def columns(self) -> tuple[_Heads, Tensor | None]:
-        """All queries, the global tokens' keys and values, widened, and their dropout mask (N, T, G)."""
+    def columns(self) -> tuple[_Heads, Tensor | None, float]:
+        """All queries, the global tokens' keys and values, widened; a dropout mask (N, T, G), its boost."""
         at, heads = self.global_at, self.heads
-        wide = _widen(_Heads(heads.query, heads.key[:, at], heads.value[:, at]))
-        keep = None
-        if isinstance(self.kernel, _DropoutKernel):
-            keep = self.kernel.keep(wide.query.new_empty(()).expand(*wide.query.shape[:2], len(at)))
-        return wide, keep
+        wide = _Heads(heads.query, heads.key[:, at], heads.value[:, at]).widen()
+        if isinstance(self.kernel, _FlashKernel):
+            return wide, None, 1.0
+        like = wide.query.new_empty(()).expand(*wide.query.shape[:2], len(at))
+        return wide, self.kernel.keep(like), self.kernel.boost
 
     def forward(self, out: Tensor, lse: Tensor) -> None:
         """Fill ``out`` (N, T, H) and ``lse`` (N, T, 1), which holds ``MASKED_SCORE`` at first."""
         for block in self.blocks():
             out[:, block.rows], lse[:, block.rows] = self.kernel.forward(self.heads.at(block), block.mask)
         if len(self.global_at):
-            columns, keep = self.columns()
+            columns, keep, boost = self.columns()
             scores = torch.bmm(columns.query, columns.key.transpose(1, 2)).mul_(columns.scale)
             merged = torch.logaddexp(lse, scores.logsumexp(-1, keepdim=True))
             weights = scores.sub_(merged).exp_()
             if keep is not None:
-                weights.mul_(keep)
+                weights.mul_(keep).mul_(boost)
             out.mul_(lse.sub_(merged).exp_()).add_(torch.bmm(weights, columns.value))
             lse.copy_(merged)
         if not self.local.all():
@@ -270,10 +284,11 @@ class _Example:
             grads.value[:, columns] += found[2]
         if not len(self.global_at):
             return
-        heads, keep = self.columns()
+        heads, keep, boost = self.columns()
         grad = grad.to(heads.query.dtype)
         weights = torch.bmm(heads.query, heads.key.transpose(1, 2)).mul_(heads.scale).sub_(lse).exp_()
         delta = (grad * out).sum(-1, keepdim=True)
+        grad = grad if keep is None else grad * boost
         dropped, grad_scores = _softmax_backward(weights, keep, grad, heads.value, delta)
         grad_scores.mul_(heads.scale)
         grads.query.add_(torch.bmm(grad_scores, heads.key))
@@ -354,57 +369,3 @@ def blocked_attention(
     seed = int(torch.randint(2**62, ())) if dropout else None
     function: Any = _BlockedAttention  # torch leaves ``apply`` untyped
     return cast(Tensor, function.apply(query, key, value, global_answers, roles, window, dropout, seed))
-
-
-# --- local queries on other devices ---------------------------------------------------------------
-
-
-def sdpa_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    global_answers: Tensor | None,
-    roles: TokenRoles,
-    window: int,
-    dropout: float,
-) -> Tensor:
-    """The same as :func:`blocked_attention` through PyTorch's own kernels and plain autograd, for any device.
-
-    **Not timed**: it was written without a CUDA device at hand, so no speed is claimed. A mask rules out
-    PyTorch's flash kernel; the memory-efficient one takes it.
-    """
-    length, size = query.shape[1], max(window, BLOCK_QUERIES_MIN)
-    lowest = torch.finfo(query.dtype).min / 2
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    local = ~(roles.padded | roles.is_global)
-    key_global = roles.take(key.transpose(1, 2)).transpose(1, 2)
-    value_global = roles.take(value.transpose(1, 2)).transpose(1, 2)
-    at = torch.arange(length, device=query.device)
-    parts = []
-    for start in range(0, length, size):
-        stop, low, high = (
-            min(start + size, length),
-            max(0, start - window),
-            min(length, start + size + window),
-        )
-        near = (at[start:stop, None] - at[None, low:high]).abs() <= window
-        sees = torch.cat(
-            [
-                roles.valid[:, None, :].expand(-1, stop - start, -1),
-                near & local[:, None, low:high],
-            ],
-            dim=-1,
-        )
-        mask = torch.zeros(sees.shape, dtype=query.dtype, device=query.device).masked_fill_(~sees, lowest)
-        keys = torch.cat([key_global, key[:, :, low:high]], dim=2)
-        values = torch.cat([value_global, value[:, :, low:high]], dim=2)
-        parts.append(
-            F.scaled_dot_product_attention(
-                query[:, :, start:stop], keys, values, attn_mask=mask[:, None], dropout_p=dropout
-            )
-        )
-    out = torch.cat(parts, dim=2).transpose(1, 2)
-    out = out.masked_fill(~local[:, :, None, None], 0)
-    if global_answers is not None:
-        out = out.index_put(roles.is_global.nonzero(as_tuple=True), global_answers[roles.valid].to(out.dtype))
-    return out
