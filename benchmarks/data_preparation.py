@@ -157,7 +157,7 @@ def memory(size_gb: float, longest_words: int) -> dict[str, Any]:
             for _ in range(2)
         )
         return {
-            "size_bytes": file.stat().st_size,
+            "size_gb": size_gb,
             "longest_words": longest_words,
             **first,
             "second_start_seconds": second["seconds"],
@@ -180,16 +180,10 @@ def prepare_once(file: Path, cache: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "files", nargs="*", type=Path, help="JSONL files with text and label; else the demo's reviews"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="JSONL files with text and label; else the demo's reviews")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the comparison; medians are shown")
-    parser.add_argument(
-        "--size-gb", type=float, nargs="*", default=[], help="sizes of generated files, in 10^9 bytes"
-    )
+    parser.add_argument("--size-gb", type=float, nargs="*", default=[], help="sizes of generated files, in 10^9 bytes")
     parser.add_argument("--longest-words", type=int, default=3000, help="longest generated document")
     parser.add_argument("--prepare-once", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
@@ -197,6 +191,7 @@ def main() -> None:
     if options.prepare_once:
         prepare_once(options.prepare_once, options.cache)
         return
+    RESULTS.parent.mkdir(exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     results["machine"] = {
         "processor": platform.processor() or platform.machine(),
@@ -209,23 +204,22 @@ def main() -> None:
     }
     if options.repeats:
         results["comparison"] = [compare(file, options.repeats) for file in options.files or [DEMO]]
-    if options.size_gb:
-        results["memory"] = [memory(size, options.longest_words) for size in options.size_gb]
-    for row in results.get("comparison", []):
+        for row in results["comparison"]:
+            print(
+                f"{row['file']:24} prepare {row['prepare_tokens_per_second']:9,.0f} tokens/s   datasets.map "
+                f"{row['datasets_map_tokens_per_second']:9,.0f} tokens/s "
+                f"(+ {row['datasets_load_seconds']:.2f} s to load)   padding {row['padding']}"
+            )
+    for size in options.size_gb:
+        row = memory(size, options.longest_words)
+        kept = [old for old in results.get("memory", []) if old["size_gb"] != size]
+        results["memory"] = sorted([*kept, row], key=lambda row: row["size_gb"])
         print(
-            f"{row['file']:24} prepare {row['prepare_tokens_per_second']:11,.0f} tokens/s   datasets.map "
-            f"{row['datasets_map_tokens_per_second']:11,.0f} tokens/s (+ {row['datasets_load_seconds']:.2f} "
-            f"s to load)   "
-            f"padding {row['padding']}"
+            f"{size:5.2f} GB: {row['seconds']:7.1f} s, {row['num_tokens'] / row['seconds']:9,.0f} tokens/s, "
+            f"peak {row['peak_resident_bytes'] / 1e6:6.0f} MB; second start {row['second_start_seconds']:.2f} s",
+            flush=True,
         )
-    for row in results.get("memory", []):
-        print(
-            f"{row['size_bytes'] / 1e9:5.2f} GB: {row['seconds']:7.1f} s, "
-            f"{row['num_tokens'] / row['seconds']:9,.0f} tokens/s, "
-            f"peak {row['peak_resident_bytes'] / 1e6:6.0f} MB; second start "
-            f"{row['second_start_seconds']:.2f} s"
-        )
-    RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 

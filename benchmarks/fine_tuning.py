@@ -58,24 +58,18 @@ def read_examples(path: Path, num_examples: int) -> list[dict[str, str]]:
     return [{"text": row["text"], "label": str(row["label"])} for row in rows[:num_examples]]
 
 
-def prepare_examples(
-    rows: list[dict[str, str]], folder: Path, tokenizer: TextTokenizer, max_length: int
-) -> Prepared:
+def prepare_examples(rows: list[dict[str, str]], folder: Path, tokenizer: TextTokenizer, max_length: int) -> Prepared:
     """A quarter of the documents are the test; modelyard's own preparation serves all contestants."""
     file = folder / "examples.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = DataSection.model_validate(
-        {"train": str(file), "split": {"test": 0.25, "validation": 0.0, "seed": 0}}
-    )
+    data = DataSection.model_validate({"train": str(file), "split": {"test": 0.25, "validation": 0.0, "seed": 0}})
     return prepare(
         data, TASKS["text-classification"], tokenizer, max_length=max_length, on_too_long="truncate",
         cache_folder=folder / "cache", rejected_path=None,
     )  # fmt: skip
 
 
-def run_modelyard(
-    prepared: Prepared, model: Path, seed: int, micro_tokens: int
-) -> tuple[float, float, float]:
+def run_modelyard(prepared: Prepared, model: Path, seed: int, micro_tokens: int) -> tuple[float, float, float]:
     """Seconds of the epoch, test accuracy, share of padding."""
     engine = TorchEngine()
     device = next(device for device in engine.devices() if device.kind == "cpu")
@@ -121,15 +115,11 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_ids": ids, "attention_mask": mask, "labels": int(self.split.labels[row])}
 
 
-def run_trainer(
-    prepared: Prepared, model: Path, seed: int, pad_to: int | None, max_steps: int
-) -> tuple[float, float]:
+def run_trainer(prepared: Prepared, model: Path, seed: int, pad_to: int | None, max_steps: int) -> tuple[float, float]:
     """Seconds of training and test accuracy (NaN when only a few steps are timed)."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     transformers.set_seed(seed)
-    network = transformers.AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=len(prepared.labels)
-    )
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(prepared.labels))
     with tempfile.TemporaryDirectory() as output:
         arguments = transformers.TrainingArguments(
             output_dir=output, num_train_epochs=1, max_steps=max_steps, per_device_train_batch_size=BATCH_SIZE,
@@ -155,9 +145,7 @@ def run_trainer(
 
 def main() -> None:
     """Run the contestants in turns and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
         "--model", type=Path, required=True, help="BERT- or RoBERTa-like folder, extended to 4,096 here"
@@ -177,9 +165,7 @@ def main() -> None:
         num_steps = math.ceil(len(prepared.train) / BATCH_SIZE)
         rows: list[dict[str, float]] = []
         for seed in range(options.seeds):
-            ours, our_accuracy, padding = run_modelyard(
-                prepared, folder / "model", seed, options.micro_tokens
-            )
+            ours, our_accuracy, padding = run_modelyard(prepared, folder / "model", seed, options.micro_tokens)
             trainer, trainer_accuracy = run_trainer(prepared, folder / "model", seed, None, -1)
             few, _ = run_trainer(prepared, folder / "model", seed, 4096, options.padded_steps)
             padded = few / options.padded_steps * num_steps
@@ -202,12 +188,8 @@ def write_results(
     assert prepared.test is not None
     n = len(prepared.test) * len(rows)
     summary: dict[str, Any] = {
-        "trainer_over_modelyard": statistics.median(
-            row["trainer_seconds"] / row["modelyard_seconds"] for row in rows
-        ),
-        "padded_over_modelyard": statistics.median(
-            row["padded_seconds"] / row["modelyard_seconds"] for row in rows
-        ),
+        "trainer_over_modelyard": statistics.median(row["trainer_seconds"] / row["modelyard_seconds"] for row in rows),
+        "padded_over_modelyard": statistics.median(row["padded_seconds"] / row["modelyard_seconds"] for row in rows),
     }
     for name in ("modelyard", "trainer"):
         mean = statistics.mean(row[f"{name}_accuracy"] for row in rows)

@@ -52,9 +52,7 @@ def test_help_stays_under_forty_megabytes() -> None:
         "subprocess.run([sys.executable, '-m', 'modelyard', '--help'], check=True, stdout=subprocess.DEVNULL)\n"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
     )
-    kibibytes = int(
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    )
+    kibibytes = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert kibibytes / 1024 < 40
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from modelyard.data.check import (
 from modelyard.errors import DataError
 
 
-def report(**changes: object) -> DataReport:
+def report(**changes: Any) -> DataReport:
     plain = DataReport(
         sources=("a.csv",),
         labels=("neg", "pos"),
@@ -76,6 +78,11 @@ def test_one_class_only() -> None:
         require_learnable(labels, parts, ("neg", "pos"), "a.csv")
 
 
+def test_no_training_example() -> None:
+    with pytest.raises(DataError, match=r"a\.csv: there is no training example"):
+        require_learnable(np.array([0, 1], np.int32), np.array([2, 2], np.int8), ("neg", "pos"), "a.csv")
+
+
 def test_classes_that_train_has_not() -> None:
     labels = np.array([0, 1, 2, 3], np.int32)
     with pytest.raises(DataError, match=r"test has 2 label\(s\) that train has not: 'c', 'd'"):
@@ -89,12 +96,31 @@ def test_a_plain_report_has_no_warnings() -> None:
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"leakage": {"test": 3}, "leaking_places": {"test": ("t.csv:4",)}}, r"3 test examples stand in train.*t\.csv:4"),
-        ({"num_conflicting_texts": 2, "conflicting_places": ("a.csv:9",)}, r"2 texts .* more than one label .*a\.csv:9"),
+        (
+            {"leakage": {"test": 3}, "leaking_places": {"test": ("t.csv:4",)}},
+            r"3 test examples stand in "
+            r"train.*t\.csv:4",
+        ),
+        (
+            {"num_conflicting_texts": 2, "conflicting_places": ("a.csv:9",)},
+            r"2 texts .* more than one label "
+            r".*a\.csv:9",
+        ),
         ({"num_duplicates": 6, "duplicate_places": tuple("abcde")}, r"6 examples repeat .*a, b, c, d, e"),
-        ({"num_skipped": 4, "skipped": {"the text is empty": 4}}, r"4 of 400 rows were skipped: the text is empty \(4\)"),
-        ({"classes": {"train": {"neg": 200, "pos": 3}, "test": {"neg": 99, "pos": 9}}}, r"unbalanced.*'neg' and 3 of 'pos'"),
-        ({"classes": {"train": {"neg": 9, "pos": 9}, "test": {"neg": 200, "pos": 0}}}, "test has no example of pos"),
+        (
+            {"num_skipped": 4, "skipped": {"the text is empty": 4}},
+            r"4 of 400 rows were skipped: the text is "
+            r"empty \(4\)",
+        ),
+        (
+            {"classes": {"train": {"neg": 200, "pos": 3}, "test": {"neg": 99, "pos": 9}}},
+            r"unbalanced.*'neg' "
+            r"and 3 of 'pos'",
+        ),
+        (
+            {"classes": {"train": {"neg": 9, "pos": 9}, "test": {"neg": 200, "pos": 0}}},
+            "test has no example of pos",
+        ),
         ({"classes": {"train": {"neg": 9, "pos": 9}}}, "there is no test split"),
         ({"classes": {"train": {"neg": 9, "pos": 9}, "test": {"neg": 20, "pos": 20}}}, "only 40 examples"),
         (
@@ -103,9 +129,9 @@ def test_a_plain_report_has_no_warnings() -> None:
         ),
     ],
 )
-def test_warnings(changes: dict[str, object], warning: str) -> None:
+def test_warnings(changes: dict[str, Any], warning: str) -> None:
     (found,) = warnings_of(report(**changes), ())
-    assert __import__("re").search(warning, found), found
+    assert re.search(warning, found), found
 
 
 def test_a_report_survives_json() -> None:

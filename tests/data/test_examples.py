@@ -10,6 +10,7 @@ from modelyard.data.examples import Example, ExampleReader, label_text, normalis
 from modelyard.data.sources import BadRow, Row
 from modelyard.errors import RecipeError
 
+NAMES = {"0": "negative"}
 READER = ExampleReader("text", "label")
 
 
@@ -23,7 +24,7 @@ def test_a_sound_row() -> None:
 
 @pytest.mark.parametrize(
     ("value", "label"),
-    [(1, "1"), (1.0, "1"), (-2.0, "-2"), (0.5, "0.5"), (True, "true"), (False, "false"), ("1", "1"), (None, "")],
+    [(1, "1"), (1.0, "1"), (-2.0, "-2"), (0.5, "0.5"), (True, "true"), (False, "false"), (None, "")],
 )
 def test_labels_of_every_type(value: Any, label: str) -> None:
     assert label_text(value) == label
@@ -59,11 +60,12 @@ def test_a_missing_column_lists_the_others() -> None:
 
 
 def test_labels_that_are_not_allowed() -> None:
-    reader = ExampleReader("text", "label", labels=frozenset({"negative", "1"}), label_names={"0": "negative"})
+    reader = ExampleReader("text", "label", labels=frozenset({"negative", "1"}), label_names=NAMES)
     assert isinstance(read(reader, text="a", label=0), Example)
     assert isinstance(read(reader, text="a", label="1"), Example)
     bad = read(reader, text="a", label="2")
-    assert isinstance(bad, BadRow) and bad.reason == "the label is not in data.labels" and "1, negative" in bad.hint
+    assert isinstance(bad, BadRow) and "1, negative" in bad.hint
+    assert bad.reason == "the label is not in data.labels"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,8 @@ def test_what_is_removed() -> None:
     assert clean is not None and clean("Emma was here") == " was here"
     assert text_cleaner(None) is None
     bad = read(ExampleReader("text", "label", remove="[a-z]+"), text="abc", label="b")
-    assert isinstance(bad, BadRow) and bad.reason == "the text is empty after data.remove" and "abc" in bad.value
+    assert isinstance(bad, BadRow) and "abc" in bad.value
+    assert bad.reason == "the text is empty after data.remove"
     with pytest.raises(RecipeError, match=r"data\.remove is no regular expression: '\('"):
         text_cleaner("(")
 

@@ -19,7 +19,13 @@ NAMES = ("a", "b", "c", "d", "e")
 
 
 def split(texts: Any, labels: Any, groups: Any = None, **changes: Any) -> NDArray[np.int8]:
-    options: dict[str, Any] = {"validation": 0.1, "test": 0.2, "seed": 7, "stratify": True, "class_names": NAMES}
+    options: dict[str, Any] = {
+        "validation": 0.1,
+        "test": 0.2,
+        "seed": 7,
+        "stratify": True,
+        "class_names": NAMES,
+    }
     return divide(
         np.asarray(texts, dtype=np.uint64),
         np.asarray(labels, dtype=np.int32),
@@ -29,7 +35,8 @@ def split(texts: Any, labels: Any, groups: Any = None, **changes: Any) -> NDArra
 
 
 def test_splitmix_gives_the_published_numbers() -> None:
-    # The first outputs for seed 1234567, from the reference implementation of SplitMix64 (Vigna, splitmix64.c).
+    # The first outputs for seed 1234567, from the reference implementation of SplitMix64 (Vigna,
+    # splitmix64.c).
     golden = 0x9E3779B97F4A7C15
     states = np.array([(1234567 + step * golden) % 2**64 for step in range(3)], dtype=np.uint64)
     assert mixed(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
@@ -111,7 +118,11 @@ def test_every_class_is_in_every_part() -> None:
 
 
 def test_too_few_examples_of_a_class() -> None:
-    with pytest.raises(DataError, match=r"needs 3 different texts of each class, but 'b' has 2\n.*stratify=false"):
+    with pytest.raises(
+        DataError,
+        match=r"needs 3 different texts of each class, but 'b' has "
+        r"2\n.*stratify=false",
+    ):
         split(range(20), [0] * 18 + [1] * 2)
     with pytest.raises(DataError, match="'b' has 1"):
         split([*range(18), 99, 99, 99], [0] * 18 + [1] * 3)

@@ -50,9 +50,7 @@ class FakeModel:
     def _answer(self, text: EncodedText) -> TextPrediction:
         odd = 0.9 if max(text.input_ids) % 2 else 0.2
         label, probability = ("odd", odd) if odd > 0.5 else ("even", 1 - odd)
-        return TextPrediction(
-            label, probability, {"even": 1 - odd, "odd": odd}, text.num_tokens, text.num_tokens_cut
-        )
+        return TextPrediction(label, probability, {"even": 1 - odd, "odd": odd}, text.num_tokens, text.num_tokens_cut)
 
 
 def facts() -> dict[str, Any]:

@@ -102,9 +102,7 @@ def test_a_huge_body_is_refused_and_the_server_lives(client: httpx.Client) -> No
 
     reply = client.post("/predict", content=chunks(), headers={"content-type": "application/json"})
     assert (reply.status_code, "larger than" in reply.text) == (413, True)
-    reply = client.post(
-        "/predict", content=b" " * 4_000_000, headers={"content-type": "application/json"}
-    )  # announced
+    reply = client.post("/predict", content=b" " * 4_000_000, headers={"content-type": "application/json"})  # announced
     assert reply.status_code == 413
     assert client.post("/predict", json={"text": "ab"}).status_code == 200
 
@@ -224,9 +222,7 @@ def test_no_text_reaches_the_log(client: httpx.Client, caplog: pytest.LogCapture
         client.post("/predict", json={"text": "confidential words"})
         client.post("/predict", json={"text": "fail"})
         client.post("/predict", json={"confidential": "words"})
-        client.post(
-            "/predict", content=b'{"text": "confidential', headers={"content-type": "application/json"}
-        )
+        client.post("/predict", content=b'{"text": "confidential', headers={"content-type": "application/json"})
         client.get("/confidential?text=confidential")
         client.get("/info?text=confidential")
     ours = [record for record in caplog.records if record.name.startswith("modelyard")]
@@ -251,9 +247,7 @@ def test_a_client_that_leaves_half_way_harms_nothing(client: httpx.Client) -> No
     assert client.get("/health/ready").json() == {"status": "ready"}
 
 
-def test_an_error_of_our_own_is_json_too(
-    fake: ModuleType, start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_error_of_our_own_is_json_too(fake: ModuleType, start: Start, caplog: pytest.LogCaptureFixture) -> None:
     app = create_app(fake.FakeModel(), fake.fake_info(), LIMITS)
 
     @app.get("/broken")

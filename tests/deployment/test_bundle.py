@@ -72,9 +72,7 @@ def test_it_needs_nothing_but_its_folder(tmp_path: Path, arguments: dict[str, An
 
 
 def test_its_model_card_says_what_counts(tmp_path: Path, arguments: dict[str, Any]) -> None:
-    card = (
-        write_bundle(tmp_path / "b", **arguments | {"name": "A *bold* name"}).folder / "README.md"
-    ).read_text()
+    card = (write_bundle(tmp_path / "b", **arguments | {"name": "A *bold* name"}).folder / "README.md").read_text()
     assert card.startswith("# A \\*bold\\* name\n")
     for part in (
         "| Accuracy | 92.3% (90.5–93.8%) | 51.2% (48.1–54.3%) |",
@@ -136,9 +134,7 @@ def damage(bundle: Bundle, how: str) -> None:
         ("none", "is not a bundle: it has no bundle.json", "RUN/bundle"),
     ],
 )
-def test_damage_is_named(
-    tmp_path: Path, arguments: dict[str, Any], how: str, problem: str, hint: str
-) -> None:
+def test_damage_is_named(tmp_path: Path, arguments: dict[str, Any], how: str, problem: str, hint: str) -> None:
     bundle = write_bundle(tmp_path / "bundle", **arguments)
     damage(bundle, how)
     with pytest.raises(InputError) as caught:
@@ -168,9 +164,7 @@ def test_a_key_that_is_not_known_is_named(tmp_path: Path, arguments: dict[str, A
 def refused(arguments: dict[str, Any], how: str) -> dict[str, Any]:
     folder: Path = arguments["model_folder"]
     if how == "parity":
-        return arguments | {
-            "parity": arguments["parity"] | {"passed": False, "reason": "a logit differs by 0.5"}
-        }
+        return arguments | {"parity": arguments["parity"] | {"passed": False, "reason": "a logit differs by 0.5"}}
     if how == "labels":
         return arguments | {"labels": ("odd", "even")}
     if how == "pattern":

@@ -26,9 +26,7 @@ ATTACK = "<img src=x onerror=document.title='broken'><script>document.title='bro
 
 def chromium() -> str | None:
     """A browser on this machine, or None."""
-    return (
-        os.environ.get("MODELYARD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    )
+    return os.environ.get("MODELYARD_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -281,9 +279,7 @@ def test_many_labels_are_folded(open_page: Open) -> None:
 MANY = {
     "label": "label 0",
     "probability": 0.9996,
-    "probabilities": [
-        {"label": f"label {n}", "probability": 0.9996 if n == 0 else 0.0004 / 11} for n in range(12)
-    ],
+    "probabilities": [{"label": f"label {n}", "probability": 0.9996 if n == 0 else 0.0004 / 11} for n in range(12)],
     "num_tokens": 3,
     "truncated": False,
     "num_tokens_cut": 0,

@@ -92,9 +92,7 @@ def test_an_answer_is_not_held_back(process: Process) -> None:
             started = time.perf_counter()
             seconds = client.post("/predict", json={"text": "ab"}).json()["seconds"]
             waits.append(time.perf_counter() - started - seconds)
-    assert (
-        sorted(waits)[3] < 0.03
-    )  # a delayed acknowledgement costs 0.04 each time; a busy machine, only sometimes
+    assert sorted(waits)[3] < 0.03  # a delayed acknowledgement costs 0.04 each time; a busy machine, only sometimes
 
 
 def test_it_says_nothing_of_its_software(process: Process) -> None:

@@ -68,9 +68,7 @@ class Hub:
             }
             return 200, {}, json.dumps(reply).encode()
         revision = "/".join(parts[3:]) or "main"
-        files = next(
-            (files for name, files in repository.revisions.items() if revision in (name, COMMIT[name])), None
-        )
+        files = next((files for name, files in repository.revisions.items() if revision in (name, COMMIT[name])), None)
         if files is None:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         if action == "tree":
@@ -88,9 +86,7 @@ class Hub:
         if repository.gated:
             return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
         commit, name = parts[3], "/".join(parts[4:])
-        content = next(
-            files[name] for revision, files in repository.revisions.items() if COMMIT[revision] == commit
-        )
+        content = next(files[name] for revision, files in repository.revisions.items() if COMMIT[revision] == commit)
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
         return 200, headers, content
 

@@ -91,9 +91,7 @@ def test_longformer_operations_grow_linearly_with_the_length() -> None:
     assert flops_per_token(LONGFORMER_BASE, 4096, training=True) == flops_per_token(
         LONGFORMER_BASE, 1024, training=True
     )
-    assert flops_per_token(LONGFORMER_BASE, 128, training=True) < flops_per_token(
-        LONGFORMER_BASE, 1024, training=True
-    )
+    assert flops_per_token(LONGFORMER_BASE, 128, training=True) < flops_per_token(LONGFORMER_BASE, 1024, training=True)
     # By hand: 12 layers * (2*12*768^2 + 4*768^2 + 4*768*514 + 4*768) * 3.
     assert flops_per_token(LONGFORMER_BASE, 4096, training=True) == 12 * 3 * (28 * 768**2 + 4 * 768 * 515)
 
@@ -118,9 +116,7 @@ def test_a_scratch_model_takes_exactly_max_tokens(family: str) -> None:
     values = {key: value for key, value in config.items() if key != "model_type"}
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **values)).eval()
     with torch.no_grad():
-        logits = model(
-            input_ids=torch.full((1, 64), 7), attention_mask=torch.ones(1, 64, dtype=torch.long)
-        ).logits
+        logits = model(input_ids=torch.full((1, 64), 7), attention_mask=torch.ones(1, 64, dtype=torch.long)).logits
         assert logits.shape == (1, 2)
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.full((1, 65), 7), attention_mask=torch.ones(1, 65, dtype=torch.long))
@@ -150,16 +146,12 @@ class TestFromArchitecture:
         assert dimensions(scratch(hidden_size=hidden)).num_heads == heads
 
     def test_heads_that_do_not_divide(self) -> None:
-        with pytest.raises(
-            RecipeError, match="hidden_size 100 is not a multiple of num_attention_heads 3"
-        ) as caught:
+        with pytest.raises(RecipeError, match="hidden_size 100 is not a multiple of num_attention_heads 3") as caught:
             scratch(hidden_size=100, num_attention_heads=3)
         assert caught.value.hint == "--set design.architecture.hidden_size=99"
 
     def test_a_window_needs_a_longformer(self) -> None:
-        with pytest.raises(
-            RecipeError, match="`attention_window` is 64, but a bert model attends to all tokens"
-        ):
+        with pytest.raises(RecipeError, match="`attention_window` is 64, but a bert model attends to all tokens"):
             from_architecture(
                 ArchitectureSection(family="bert"),
                 vocab_size=500,
@@ -173,7 +165,7 @@ class TestFromArchitecture:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt2"}, "model_type is `gpt2`, offered are bert, roberta, xlm-roberta, longformer"),
+        ({"model_type": "gpt2"}, "model_type is `gpt2`; sizes are known of bert, roberta, xlm-roberta, longformer"),
         ({"model_type": None}, "model_type is `None`"),
         ({"hidden_size": None}, "`hidden_size` is None, expected a whole number of at least 1"),
         ({"num_hidden_layers": "12"}, "`num_hidden_layers` is '12'"),
@@ -245,11 +237,20 @@ class TestChooseMaxLength:
             ),
         ],
     )
-    def test_what_the_checkpoint_cannot_do(
-        self, changes: Any, config: dict[str, Any], words: str, hint: str
-    ) -> None:
+    def test_what_the_checkpoint_cannot_do(self, changes: Any, config: dict[str, Any], words: str, hint: str) -> None:
         with pytest.raises(RecipeError) as caught:
             choose_max_length(DesignSection(model="a/b", **changes), config)
         assert words in caught.value.problem
         assert hint in caught.value.hint
         assert caught.value.where.startswith("design.")
+
+
+def test_other_encoders_are_taken_with_the_length_that_they_name() -> None:
+    modern = {"model_type": "modernbert", "max_position_embeddings": 8192}
+    assert choose_max_length(DesignSection(model="m"), modern)[0] == 8192
+    assert choose_max_length(DesignSection(model="m", max_length=256), modern)[0] == 256
+    assert choose_max_length(DesignSection(model="m"), {"model_type": "xlnet", "max_position_embeddings": -1})[0] == 512
+    with pytest.raises(RecipeError, match="can take 8192"):
+        choose_max_length(DesignSection(model="m", max_length=9000), modern)
+    with pytest.raises(RecipeError, match="modernbert checkpoint cannot be turned into a Longformer"):
+        choose_max_length(DesignSection(model="m", extend_to=4096), modern)

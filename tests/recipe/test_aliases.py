@@ -77,9 +77,7 @@ def test_a_usual_set_of_training_arguments(tmp_path: Path, place: str) -> None:
     assert (training.best_metric, training.seed, training.learning_rate) == ("loss", 5, 1e-5)
     assert "`num_train_epochs` is called `training.num_epochs` here" in loaded.notices
     assert "`optim: adamw_torch_fused` is called `training.optimizer: adamw` here" in loaded.notices
-    assert any(
-        "times `gradient_accumulation_steps: 4` is `training.batch_size: 32`" in n for n in loaded.notices
-    )
+    assert any("times `gradient_accumulation_steps: 4` is `training.batch_size: 32`" in n for n in loaded.notices)
     assert any("`load_best_model_at_end: true` is not needed here" in notice for notice in loaded.notices)
     assert ("`learning_rate` stands under `training` here" in loaded.notices) == (place == "top")
 

@@ -17,9 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 
 def test_page_is_current() -> None:
-    assert PAGE.read_text(encoding="utf-8") == document(), (
-        "python -m modelyard.recipe.document > docs/recipes.md"
-    )
+    assert PAGE.read_text(encoding="utf-8") == document(), "python -m modelyard.recipe.document > docs/recipes.md"
 
 
 def test_every_key_is_described() -> None:

@@ -74,9 +74,7 @@ def test_empty_section_has_its_defaults(write) -> None:
 
 
 def test_byte_order_mark_and_windows_line_ends(write) -> None:
-    assert (
-        load_recipe(write(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())).recipe.data.text == "body"
-    )
+    assert load_recipe(write(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())).recipe.data.text == "body"
 
 
 @pytest.mark.parametrize(
@@ -207,8 +205,7 @@ def test_no_such_file_names_those_that_are_there(write, tmp_path: Path) -> None:
         (
             b"a: &a [x]\n"
             + b"".join(
-                b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 10))
-                for c in range(ord("b"), ord("j"))
+                b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 10)) for c in range(ord("b"), ord("j"))
             ),
             "repeats itself without end",
         ),
@@ -259,9 +256,7 @@ class TestOverrides:
         assert (data.remove, data.text, data.label) == ("[a-z]+: #x", "a=b", "#")
 
     def test_familiar_names(self, write) -> None:
-        loaded = load_recipe(
-            write(GOOD + "  num_epochs: 9\n"), ["num_train_epochs=2", "training.max_grad_norm=0"]
-        )
+        loaded = load_recipe(write(GOOD + "  num_epochs: 9\n"), ["num_train_epochs=2", "training.max_grad_norm=0"])
         assert loaded.recipe.training.num_epochs == 2
         assert loaded.recipe.training.max_gradient_norm is None
         assert len(loaded.notices) == 2
@@ -290,9 +285,7 @@ class TestOverrides:
 class TestPaths:
     def test_of_the_file_are_seen_from_it(self, write, tmp_path: Path) -> None:
         (tmp_path / "checkpoint").mkdir()
-        text = GOOD.replace("some/checkpoint", "checkpoint").replace(
-            "text: body", "test: ../held out.jsonl.gz"
-        )
+        text = GOOD.replace("some/checkpoint", "checkpoint").replace("text: body", "test: ../held out.jsonl.gz")
         recipe = load_recipe(write(text)).recipe
         assert recipe.data.train == str(tmp_path / "reviews.csv")
         assert recipe.data.test == str(tmp_path.parent / "held out.jsonl.gz")

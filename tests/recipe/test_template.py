@@ -43,8 +43,6 @@ def test_guesses_stand_with_their_reasons(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no", "1", "a: b", "# x", "{y}", "null", "a\nb", "中文", "'", "\x07"])
 def test_names_of_any_kind(tmp_path: Path, name: str) -> None:
-    text = render_template(
-        "sentiment", "x.csv", [name, "b"], text=name, label=name, reasons={"data.text": name}
-    )
+    text = render_template("sentiment", "x.csv", [name, "b"], text=name, label=name, reasons={"data.text": name})
     data = load(tmp_path, text).recipe.data
     assert (data.text, data.label) == (name, name)

@@ -95,9 +95,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
 
 @settings(max_examples=150, deadline=None)
 @given(recipe=recipes(), reason=texts)
-def test_what_is_written_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, reason: str
-) -> None:
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, reason: str) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip.yaml"
     write_recipe(recipe, path, {"design.max_length": reason, "training.precision": reason})
     assert load_recipe(path).recipe == recipe
@@ -127,9 +125,7 @@ def test_reason_for_a_name_that_does_not_exist_is_our_mistake() -> None:
 
 def test_set_values() -> None:
     recipe = Recipe.model_validate(MINIMAL)
-    changed = set_values(
-        recipe, {"training.seed": 3, "design.model": None, "design.architecture.family": "bert"}
-    )
+    changed = set_values(recipe, {"training.seed": 3, "design.model": None, "design.architecture.family": "bert"})
     assert changed.training.seed == 3
     assert changed.design.architecture is not None
     assert recipe.training.seed == 42

@@ -56,9 +56,7 @@ def make_evaluate(make_batch: Callable[[Sequence[int]], Batch]) -> Callable[[Lea
 
 
 def _main(kind: str, folder: Path, seconds_per_step: float) -> int:
-    found = importlib.util.spec_from_file_location(
-        "training_conftest", Path(__file__).with_name("conftest.py")
-    )
+    found = importlib.util.spec_from_file_location("training_conftest", Path(__file__).with_name("conftest.py"))
     assert found is not None and found.loader is not None
     conftest = importlib.util.module_from_spec(found)
     sys.modules["training_conftest"] = conftest

@@ -90,8 +90,7 @@ def plan_of_epoch(epoch: int) -> list[list[Batch]]:
     """Six steps an epoch, each of two micro-batches of two rows; another order every epoch."""
     order = np.random.default_rng(epoch).permutation(24).tolist()
     return [
-        [make_batch(order[start : start + 2]), make_batch(order[start + 2 : start + 4])]
-        for start in range(0, 24, 4)
+        [make_batch(order[start : start + 2]), make_batch(order[start + 2 : start + 4])] for start in range(0, 24, 4)
     ]
 
 

@@ -37,9 +37,7 @@ def test_the_manifest_holds_what_sha256sum_says(tmp_path: Path, numpy_learner: A
     if shutil.which("sha256sum") is None:
         pytest.skip("no sha256sum here")
     for name in ("learner.json", "progress.json"):
-        output = subprocess.run(
-            ["sha256sum", tmp_path / "5" / name], capture_output=True, text=True, check=True
-        )
+        output = subprocess.run(["sha256sum", tmp_path / "5" / name], capture_output=True, text=True, check=True)
         assert output.stdout.split()[0] in (tmp_path / "5" / "manifest.json").read_text()
 
 
@@ -61,9 +59,7 @@ def test_pointers_of_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["learner.json", "progress.json", "manifest.json"])
-def test_a_flipped_byte_is_found_and_the_one_before_is_used(
-    name: str, tmp_path: Path, numpy_learner: Any
-) -> None:
+def test_a_flipped_byte_is_found_and_the_one_before_is_used(name: str, tmp_path: Path, numpy_learner: Any) -> None:
     store = Checkpoints(tmp_path, keep=3)
     save(store, numpy_learner(), 10, 20)
     flip_a_byte(tmp_path / "20" / name)

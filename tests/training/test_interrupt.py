@@ -68,9 +68,7 @@ def test_a_killed_training_goes_on_to_the_bit(
 
     torch.set_num_threads(1)
     expected = undisturbed(child.torch_learner(), evaluate=child.make_evaluate(make_batch), **child.OPTIONS)
-    found = killed(
-        child.torch_learner(), evaluate=child.make_evaluate(make_batch), resume=True, **child.OPTIONS
-    )
+    found = killed(child.torch_learner(), evaluate=child.make_evaluate(make_batch), resume=True, **child.OPTIONS)
     assert found.resumed_from is not None and 8 <= found.resumed_from <= 18
     assert killed.losses() == undisturbed.losses()  # to the bit: JSON keeps every bit of a float
     assert [event["loss"] for event in killed.events("evaluation")] == [
@@ -80,9 +78,7 @@ def test_a_killed_training_goes_on_to_the_bit(
     assert (found.best_step, found.best_value) == (expected.best_step, expected.best_value)
     files = ("model.safetensors", "optimizer.safetensors")
     for name in files:
-        assert (killed.checkpoints / "18" / name).read_bytes() == (
-            undisturbed.checkpoints / "18" / name
-        ).read_bytes()
+        assert (killed.checkpoints / "18" / name).read_bytes() == (undisturbed.checkpoints / "18" / name).read_bytes()
 
 
 @posix
@@ -93,9 +89,7 @@ def test_a_signal_ends_a_process_after_a_checkpoint(number: signal.Signals, tmp_
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    step = max(
-        event["step"] for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "checkpoint"
-    )
+    step = max(event["step"] for event in read_events(tmp_path / "events.jsonl") if event["kind"] == "checkpoint")
     assert "stopping after a checkpoint; once more stops at once" in errors
     assert f"{number.name} ended the training after step {step} of 18" in errors
     assert "hint: type the same command with --resume" in errors
@@ -144,9 +138,7 @@ def test_an_interrupted_training_resumes_exactly(
     expected_learner, learner = numpy_learner(), numpy_learner()
     expected = undisturbed(expected_learner, evaluate=evaluate, num_epochs=3)
     with pytest.raises(TrainingInterrupted, match=f"SIGINT ended the training after step {step} of 18"):
-        stopped(
-            numpy_learner(), evaluate=evaluate, num_epochs=3, listeners=(signal_at_step(step, signal.SIGINT),)
-        )
+        stopped(numpy_learner(), evaluate=evaluate, num_epochs=3, listeners=(signal_at_step(step, signal.SIGINT),))
     assert stopped.saved_steps()[-1] == step
     result = stopped(learner, evaluate=evaluate, num_epochs=3, resume=True)
     assert result.resumed_from == step

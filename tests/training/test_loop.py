@@ -85,15 +85,11 @@ def test_without_validation_the_last_is_the_best(trainer: Any, numpy_learner: An
 def test_evaluations_that_give_no_number_keep_the_last(trainer: Any, numpy_learner: Any) -> None:
     result = trainer(numpy_learner(), evaluate=losses(float("nan"), float("nan")), num_epochs=2)
     assert (result.best_step, result.best_value) == (12, None)
-    assert (
-        "no evaluation gave a number for loss; the last weights are kept" in trainer.events("note")[0]["text"]
-    )
+    assert "no evaluation gave a number for loss; the last weights are kept" in trainer.events("note")[0]["text"]
 
 
 def test_it_stops_when_nothing_gets_better(trainer: Any, numpy_learner: Any) -> None:
-    result = trainer(
-        numpy_learner(), evaluate=losses(0.5, 0.4, 0.6, 0.4), num_epochs=9, early_stopping_patience=2
-    )
+    result = trainer(numpy_learner(), evaluate=losses(0.5, 0.4, 0.6, 0.4), num_epochs=9, early_stopping_patience=2)
     assert (result.num_epochs, result.best_epoch, result.stopped) == (4, 2, "no better evaluation")
     again = trainer(numpy_learner(), evaluate=losses(), num_epochs=9, early_stopping_patience=2, resume=True)
     assert (again.num_epochs, again.best_epoch, again.stopped) == (4, 2, "no better evaluation")
@@ -110,9 +106,7 @@ def test_checkpoints_every_few_steps(trainer: Any, numpy_learner: Any) -> None:
     assert trainer.saved_steps() == [8, 12]
 
 
-def test_checkpoints_every_few_minutes(
-    trainer: Any, numpy_learner: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_every_few_minutes(trainer: Any, numpy_learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("modelyard.training.loop.time.perf_counter", lambda: now[0])
     learner = numpy_learner()
@@ -175,9 +169,7 @@ def test_a_lost_best_checkpoint_is_said(trainer: Any, numpy_learner: Any) -> Non
 def test_only_damaged_checkpoints_are_an_error(trainer: Any, numpy_learner: Any) -> None:
     trainer(numpy_learner(), num_epochs=1)
     (trainer.checkpoints / "6" / "learner.json").write_text("{}")
-    with pytest.raises(
-        InputError, match=r"no checkpoint in .* is whole: .*6 is damaged \(learner\.json has SHA-256"
-    ):
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: .*6 is damaged \(learner\.json has SHA-256"):
         trainer(numpy_learner(), num_epochs=1, resume=True)
 
 

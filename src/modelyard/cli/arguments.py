@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from modelyard.errors import UsageError
 if TYPE_CHECKING:
     from modelyard.cli.show import Show
     from modelyard.recipe.schema import Recipe
+    from modelyard.runs.events import Listener
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +42,30 @@ def add_run_folder(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the run goes (runs/ and the recipe's name if not given)",
     )
+
+
+def add_tensorboard(parser: argparse.ArgumentParser) -> None:
+    """``--tensorboard``."""
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also write the run's tensorboard/ folder (extra tensorboard)",
+    )
+
+
+@contextmanager
+def listening(arguments: argparse.Namespace, folder: Path, show: Show) -> Iterator[tuple[Listener, ...]]:
+    """Who is told of events: the screen, and TensorBoard if asked for."""
+    if not arguments.tensorboard:
+        yield (show,)
+        return
+    from modelyard.workflow.tensorboard import TensorBoard
+
+    board = TensorBoard(folder / "tensorboard")
+    try:
+        yield (show, board)
+    finally:
+        board.close()
 
 
 def read_recipe(arguments: argparse.Namespace, show: Show | None) -> Recipe:

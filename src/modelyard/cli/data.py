@@ -59,16 +59,12 @@ def show_report(show: Show, report: DataReport) -> None:
 
 def show_lengths(show: Show, lengths: LengthReport, max_length: int) -> None:
     """Quantiles, a histogram, and what the chosen length cuts."""
-    show.line(
-        "  " + "  ".join(f"{name}%: {value:,}" for name, value in lengths.quantiles.items() if name != "max")
-    )
+    show.line("  " + "  ".join(f"{name}%: {value:,}" for name, value in lengths.quantiles.items() if name != "max"))
     edges, counts = lengths.histogram["edges"], lengths.histogram["counts"]
     most = max(max(counts), 1)
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
         if count:
-            show.line(
-                f"  {low:>6,}–{high - 1:<6,} {count:>8,}  {'█' * max(1, round(BAR_WIDTH * count / most))}"
-            )
+            show.line(f"  {low:>6,}–{high - 1:<6,} {count:>8,}  {'█' * max(1, round(BAR_WIDTH * count / most))}")
     show.line(
         "  "
         + say(

@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("sentiment", "long-documents"),
         help="sentiment of short film reviews (the default), or which novel a chapter is from",
     )
-    parser.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="where the run goes (runs/demo-NAME if not given)"
-    )
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="where the run goes (runs/demo-NAME if not given)")
     parser.add_argument("--overwrite", action="store_true", help="start anew if it ran before")
     parser.add_argument("--open", action="store_true", help="serve the result and open its page at the end")
     add_overrides(parser)
@@ -43,11 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         end(show, folder)
     if arguments.json:
-        print(
-            json.dumps(
-                {"run": str(folder), "report": str(folder / "evaluation/report.html"), "metrics": metrics}
-            )
-        )
+        print(json.dumps({"run": str(folder), "report": str(folder / "evaluation/report.html"), "metrics": metrics}))
     if arguments.open:
         serve_and_open(folder)
     return 0

@@ -12,9 +12,7 @@ from modelyard.cli.messages import say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN, and where the bundle goes."""
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder of a trained run")
-    parser.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="where the bundle goes (RUN/bundle if not given)"
-    )
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the bundle goes (RUN/bundle if not given)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -62,11 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {key}: {reason}")
     print(f"  modelyard data check {target}")
     if arguments.json:
-        print(
-            json.dumps(
-                {"recipe": str(target), "text": text, "label": label, "reasons": reasons}, ensure_ascii=False
-            )
-        )
+        print(json.dumps({"recipe": str(target), "text": text, "label": label, "reasons": reasons}, ensure_ascii=False))
     return 0
 
 
@@ -93,9 +89,7 @@ def first_rows(data: str) -> list[Row]:
         if len(rows) == LOOKED_AT:
             break
     if not rows:
-        raise InputError(
-            f"{data} holds no readable row", hint="expected a header and at least one row, in UTF-8"
-        )
+        raise InputError(f"{data} holds no readable row", hint="expected a header and at least one row, in UTF-8")
     return rows
 
 

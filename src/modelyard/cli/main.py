@@ -108,9 +108,7 @@ def _dispatch(given: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    parser.add_argument(
-        "--json", action="store_true", help="machine-readable result on stdout, text on stderr"
-    )
+    parser.add_argument("--json", action="store_true", help="machine-readable result on stdout, text on stderr")
     try:
         return int(module.run(parser.parse_args(given[1:])))
     except ImportError as error:

@@ -20,10 +20,6 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "report": ("report", "报告"),
     "try": ("try it", "试用"),
     "serving": ("serving {name} at {url}  (Ctrl-C stops)", "正在提供 {name}：{url}（Ctrl-C 停止）"),
-    "not_loopback": (
-        "anyone who can reach this machine on {host} can use the service; there is no password",
-        "任何能通过 {host} 访问本机的人都可以使用此服务；没有密码",
-    ),
     "wrote": ("wrote {path}", "已写入 {path}"),
     "split.train": ("train", "训练集"),
     "split.validation": ("validation", "验证集"),

@@ -10,9 +10,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What predicts, and what it is given."""
-    parser.add_argument(
-        "folder", type=Path, metavar="RUN|BUNDLE", help="folder of an exported run, or a bundle"
-    )
+    parser.add_argument("folder", type=Path, metavar="RUN|BUNDLE", help="folder of an exported run, or a bundle")
     parser.add_argument(
         "input",
         metavar="INPUT",

@@ -6,7 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from modelyard.cli.arguments import add_recipe, add_run_folder, read_recipe, run_folder
+from modelyard.cli.arguments import (
+    add_recipe,
+    add_run_folder,
+    add_tensorboard,
+    listening,
+    read_recipe,
+    run_folder,
+)
 from modelyard.cli.messages import say
 
 
@@ -14,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, the run's folder, and what to do with one that is there."""
     add_recipe(parser)
     add_run_folder(parser)
+    add_tensorboard(parser)
     parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
     parser.add_argument("--open", action="store_true", help="serve the result and open its page at the end")
 
@@ -26,14 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
     with Show(arguments.json) as show:
         recipe = read_recipe(arguments, show)
         folder = run_folder(arguments)
-        metrics = run_stages(recipe, folder, overwrite=arguments.overwrite, listeners=(show,))
+        with listening(arguments, folder, show) as listeners:
+            metrics = run_stages(recipe, folder, overwrite=arguments.overwrite, listeners=listeners)
         end(show, folder)
     if arguments.json:
-        print(
-            json.dumps(
-                {"run": str(folder), "report": str(folder / "evaluation/report.html"), "metrics": metrics}
-            )
-        )
+        print(json.dumps({"run": str(folder), "report": str(folder / "evaluation/report.html"), "metrics": metrics}))
     if arguments.open:
         serve_and_open(folder)
     return 0
@@ -46,9 +51,7 @@ def end(show: object, folder: Path) -> None:
     assert isinstance(show, Show)
     width = max(len(say(key, show.language)) for key in ("report", "try"))
     show.line()
-    show.line(
-        f"{say('report', show.language):<{width}}  {folder / 'evaluation' / 'report.html'}", style="stage"
-    )
+    show.line(f"{say('report', show.language):<{width}}  {folder / 'evaluation' / 'report.html'}", style="stage")
     show.line(f"{say('try', show.language):<{width}}  modelyard serve {folder} --open", style="stage")
 
 

@@ -11,12 +11,8 @@ from modelyard.cli.messages import say
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to serve, and where."""
-    parser.add_argument(
-        "folder", type=Path, metavar="RUN|BUNDLE", help="folder of an exported run, or a bundle"
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (this machine only if not given)"
-    )
+    parser.add_argument("folder", type=Path, metavar="RUN|BUNDLE", help="folder of an exported run, or a bundle")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (this machine only if not given)")
     parser.add_argument("--port", type=int, default=8000, help="port (8000 if not given)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
@@ -38,7 +34,5 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.open:
             webbrowser.open(url)
 
-    if arguments.host not in ("127.0.0.1", "localhost", "::1"):
-        print(say("not_loopback", language(), host=arguments.host), file=sys.stderr)
     serve(arguments.folder, host=arguments.host, port=arguments.port, on_ready=ready)
     return 0

@@ -102,11 +102,7 @@ class Show:
         if event.get("loss") is not None:
             parts.append(f"{say('loss', self.language)} {event['loss']:.4f}")
         metrics = event.get("metrics") or {}
-        parts += [
-            f"{say(name, self.language)} {metrics[name]:.4f}"
-            for name in ("accuracy", "f1")
-            if name in metrics
-        ]
+        parts += [f"{say(name, self.language)} {metrics[name]:.4f}" for name in ("accuracy", "f1") if name in metrics]
         self._print_beside("  " + "  ".join(parts), "")
 
     def _print_beside(self, text: str, style: str) -> None:

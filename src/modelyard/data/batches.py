@@ -86,9 +86,7 @@ class StepPlan:
     weights: NDArray[np.float32]
     first_step: int
     num_steps: int | None
-    _order_of_pass: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(
-        default_factory=dict, repr=False
-    )
+    _order_of_pass: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict, repr=False)
 
     @property
     def steps_per_pass(self) -> int:
@@ -206,9 +204,7 @@ def evaluation_batches(split: Split, max_micro_batch_tokens: int, pad_token_id: 
         ends = partition(split.lengths[block], max_micro_batch_tokens)
         for rows in np.split(block, ends[:-1]):
             ids = [split.input_ids(int(row)) for row in rows]
-            yield _padded(
-                ids, rows, pad_token_id, None, split.labels[rows], np.ones(len(rows), dtype=np.float32)
-            )
+            yield _padded(ids, rows, pad_token_id, None, split.labels[rows], np.ones(len(rows), dtype=np.float32))
 
 
 def batch_of_ids(ids: Sequence[Sequence[int]], pad_token_id: int) -> Batch:
@@ -238,9 +234,7 @@ def _padded(
     return Batch(arrays, weights, rows)
 
 
-def _example_weights(
-    labels: NDArray[np.int64], class_weights: Literal["none", "balanced"]
-) -> NDArray[np.float32]:
+def _example_weights(labels: NDArray[np.int64], class_weights: Literal["none", "balanced"]) -> NDArray[np.float32]:
     """(N,) float32: 1, or N / (classes present * examples of the class), whose mean over the examples is
     1."""
     if class_weights == "none":

@@ -114,13 +114,18 @@ def require_learnable(
     Raises DataError for a single class, or classes of validation or test that train has not.
     """
     in_train = np.bincount(labels[parts == TRAIN], minlength=len(class_names))
+    if not in_train.any():
+        raise DataError(
+            "there is no training example",
+            hint="check data.split.column: some rows must be marked `train`",
+            where=source,
+        )
     if (in_train > 0).sum() < 2:
         only = [class_names[int(index)] for index in np.flatnonzero(in_train)]
         raise DataError(
-            f"all {int(in_train.sum())} training examples are of one class, {only[0]!r}; at least two are "
-            f"needed",
-            hint="check that data.label names the right column and that the file is not sorted and cut by "
-            "class",
+            f"all {int(in_train.sum())} training examples are of one class, {only[0]!r}; "
+            "at least two classes are needed",
+            hint="check that data.label names the right column, and that no sorted file was cut short",
             where=source,
         )
     for part, name in enumerate(SPLIT_NAMES[1:], start=1):
@@ -130,15 +135,13 @@ def require_learnable(
             listed = ", ".join(repr(label) for label in unseen[:10]) + (", …" if len(unseen) > 10 else "")
             raise DataError(
                 f"{name} has {len(unseen)} label(s) that train has not: {listed}",
-                hint="correct the labels, or add training examples of them; data.label_names can map one "
-                "spelling to another",
+                hint="correct the labels, or add training examples of them; "
+                "data.label_names can map one spelling to another",
                 where=source,
             )
 
 
-def find_repetition(
-    texts: NDArray[np.uint64], labels: NDArray[np.int32], parts: NDArray[np.int8]
-) -> Repetition:
+def find_repetition(texts: NDArray[np.uint64], labels: NDArray[np.int32], parts: NDArray[np.int8]) -> Repetition:
     """Look for equal texts by their hashes. texts: (N,) hash of each normalised text."""
     order = np.argsort(texts, kind="stable")
     same_text = texts[order[1:]] == texts[order[:-1]]
@@ -165,7 +168,7 @@ def length_report(full_lengths: NDArray[np.int32], max_length: int) -> LengthRep
     lengths = full_lengths.astype(np.int64)
     over = lengths[lengths > max_length]
     edges = [0, *(2**power for power in range(3, max(int(lengths.max()).bit_length(), 3) + 1))]
-    counts, _ = np.histogram(lengths, bins=[*edges[:-1], edges[-1] + 0.5])
+    counts, _ = np.histogram(lengths, bins=edges)
     values = np.percentile(lengths, QUANTILES, method="inverted_cdf")
     lost = int((over - max_length).sum())
     total = int(lengths.sum())
@@ -194,11 +197,9 @@ def warnings_of(report: DataReport, notes: Sequence[str]) -> tuple[str, ...]:
     for name, lengths in report.lengths.items():
         if lengths.num_truncated:
             found.append(
-                f"{lengths.share_truncated:.1%} of the {name} documents ({lengths.num_truncated}) are "
-                f"longer than "
-                f"max_length {report.max_length} tokens; cutting them loses {lengths.share_lost:.1%} of its "
-                f"text "
-                f"(the longest has {lengths.quantiles['max']} tokens)."
+                f"{lengths.share_truncated:.1%} of the {name} documents ({lengths.num_truncated}) "
+                f"are longer than max_length {report.max_length} tokens; cutting them loses "
+                f"{lengths.share_lost:.1%} of its text (the longest has {lengths.quantiles['max']} tokens)."
             )
     return (*found, *notes)
 
@@ -218,8 +219,7 @@ def _warnings_of_texts(report: DataReport) -> list[str]:
         )
     if report.num_duplicates:
         found.append(
-            f"{report.num_duplicates} examples repeat an earlier text (such as "
-            f"{_listed(report.duplicate_places)})."
+            f"{report.num_duplicates} examples repeat an earlier text (such as {_listed(report.duplicate_places)})."
         )
     return found
 

@@ -143,9 +143,7 @@ class ExampleReader:
             reason = "the label is neither a string nor a number"
             raise _Unusable(self.label, found, reason, "write one label for each row")
         if not label:
-            raise _Unusable(
-                self.label, shortened(value), "the label is empty", "fill in the label or remove the row"
-            )
+            raise _Unusable(self.label, shortened(value), "the label is empty", "fill in the label or remove the row")
         if self.labels is not None and not self.labels & {label, (self.label_names or {}).get(label, label)}:
             allowed = ", ".join(sorted(self.labels))
             reason = "the label is not in data.labels"

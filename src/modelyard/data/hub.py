@@ -12,8 +12,7 @@ from modelyard.data.sources import BadRow, Role, Row, Source, missing_column, sh
 from modelyard.errors import DataError, InputError, MachineError
 
 LOCAL_CHOICES = (
-    "a CSV, TSV, JSONL or Parquet file, a folder with one subfolder per class, or a dataset saved with "
-    "save_to_disk"
+    "a CSV, TSV, JSONL or Parquet file, a folder with one subfolder per class, or a dataset saved with save_to_disk"
 )
 BATCH_ROWS = 256
 
@@ -24,9 +23,7 @@ def open_hub_dataset(name: str, role: Role, columns: Sequence[str]) -> Source:
     Raises MachineError without the package `datasets`, InputError when the hub or the dataset cannot be
     reached.
     """
-    datasets = _datasets_package(
-        f"{name!r} is no file or folder here, so it is read as a dataset id of the hub, which"
-    )
+    datasets = _datasets_package(f"{name!r} is no file or folder here, so it is read as a dataset id of the hub, which")
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # the package raises a dozen kinds, of its own and of three network libraries
@@ -72,16 +69,13 @@ def _source(name: str, loaded: Any, role: Role, columns: Sequence[str]) -> Sourc
         if chosen is None:
             raise DataError(
                 f"the dataset {name!r} has no split {role!r}; its splits are {', '.join(splits)}",
-                hint=f"leave out data.{role}"
-                if role != "train"
-                else "save the split you want with save_to_disk",
+                hint=f"leave out data.{role}" if role != "train" else "save the split you want with save_to_disk",
             )
         unused = [split for split in ("validation", "test") if role == "train" and split in splits]
         if unused:
             listed = ", ".join(unused)
             notes = (
-                f"the dataset {name} has its own {listed}: it is used only if data.{unused[0]} names the "
-                f"dataset too",
+                f"the dataset {name} has its own {listed}: it is used only if data.{unused[0]} names the dataset too",
             )
         loaded = loaded[chosen]
         name = f"{name}@{chosen}"
@@ -90,9 +84,7 @@ def _source(name: str, loaded: Any, role: Role, columns: Sequence[str]) -> Sourc
             problem, hint = missing_column(column, loaded.column_names)
             raise DataError(f"column {column!r}: {problem}", hint=hint, where=name)
     class_names = {
-        column: tuple(loaded.features[column].names)
-        for column in columns
-        if hasattr(loaded.features[column], "names")
+        column: tuple(loaded.features[column].names) for column in columns if hasattr(loaded.features[column], "names")
     }
     selected = loaded.select_columns(list(dict.fromkeys(columns)))
 

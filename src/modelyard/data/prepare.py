@@ -89,19 +89,15 @@ def prepare(
     if on_too_long == "error" and prepared.report.num_truncated:
         longest = max(lengths.quantiles["max"] for lengths in prepared.report.lengths.values())
         raise DataError(
-            f"{prepared.report.num_truncated} texts are longer than max_length {max_length} tokens; this is "
-            f"the first, "
-            f"the longest has {longest} tokens",
-            hint="raise design.max_length as far as the model allows, or type --set "
-            "design.on_too_long=truncate",
+            f"{prepared.report.num_truncated} texts are longer than max_length {max_length} tokens; "
+            f"this is the first, the longest has {longest} tokens",
+            hint="raise design.max_length as far as the model allows, or type --set design.on_too_long=truncate",
             where=prepared.report.first_truncated or "",
         )
     return prepared
 
 
-def prepare_texts(
-    texts: Sequence[str], tokenizer: TextTokenizer, max_length: int, remove: str | None
-) -> Encoded:
+def prepare_texts(texts: Sequence[str], tokenizer: TextTokenizer, max_length: int, remove: str | None) -> Encoded:
     """Clean and encode texts for prediction, exactly as `prepare` does for training."""
     clean = text_cleaner(remove)
     return tokenizer.encode_batch([clean(text) for text in texts] if clean else texts, max_length)
@@ -122,9 +118,7 @@ class TrainingTexts:
                 yield example.text
 
 
-def training_texts(
-    data: DataSection, task: TextClassification, progress: Progress | None = None
-) -> TrainingTexts:
+def training_texts(data: DataSection, task: TextClassification, progress: Progress | None = None) -> TrainingTexts:
     """Scan and divide the data as `prepare` will. Raises what `prepare` raises."""
     sources = open_sources(data, task)
     found = scan(sources, skip_bad=data.on_bad_row == "skip", rejected=None, progress=progress)
@@ -186,9 +180,7 @@ class _Build:
         used = np.flatnonzero(assigned.parts != UNUSED)
         repetition = find_repetition(found.texts[used], assigned.classes[used], assigned.parts[used])
         shown = {*repetition.duplicates, *repetition.conflicting, *chain(*repetition.leaking.values())}
-        places, lengths, first_truncated = self._tokenise(
-            folder, assigned, {int(used[at]): at for at in shown}
-        )
+        places, lengths, first_truncated = self._tokenise(folder, assigned, {int(used[at]): at for at in shown})
         if self._file_states() != before:
             raise DataError(
                 "the data changed while it was read",
@@ -255,9 +247,7 @@ class _Build:
                     self.progress("tokenising", done, total)
         return places, {name: np.concatenate(blocks) for name, blocks in lengths.items()}, first_truncated
 
-    def _encoded_blocks(
-        self, parts: NDArray[np.int8]
-    ) -> Iterator[tuple[NDArray[np.int64], list[Example], Encoded]]:
+    def _encoded_blocks(self, parts: NDArray[np.int8]) -> Iterator[tuple[NDArray[np.int64], list[Example], Encoded]]:
         """Blocks with their token ids; while one is written, the next is tokenised in a second thread."""
         with ThreadPoolExecutor(1) as thread:
             waiting: tuple[NDArray[np.int64], list[Example], Future[Encoded]] | None = None
@@ -320,9 +310,7 @@ class _Build:
             num_conflicting_texts=repetition.num_conflicting_texts,
             conflicting_places=tuple(places[at] for at in repetition.conflicting),
             leakage=repetition.leakage,
-            leaking_places={
-                name: tuple(places[at] for at in rows) for name, rows in repetition.leaking.items()
-            },
+            leaking_places={name: tuple(places[at] for at in rows) for name, rows in repetition.leaking.items()},
             first_truncated=first_truncated,
         )
         notes = [*assigned.notes, *(note for entry in self.sources for note in entry.source.notes)]

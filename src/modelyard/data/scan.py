@@ -127,9 +127,7 @@ def read_all(sources: list[SourceOfRole]) -> Iterator[tuple[int, Example | BadRo
             yield role, row if isinstance(row, BadRow) else entry.reader.read(row)
 
 
-def scan(
-    sources: list[SourceOfRole], *, skip_bad: bool, rejected: Path | None, progress: Progress | None
-) -> Scan:
+def scan(sources: list[SourceOfRole], *, skip_bad: bool, rejected: Path | None, progress: Progress | None) -> Scan:
     """Check every row. With `skip_bad`, each bad row becomes a line of the JSONL file `rejected`; else the
     first one ends it.
 
@@ -164,8 +162,7 @@ def _require_examples(found: Scan, sources: list[SourceOfRole]) -> None:
         if found.first_skipped is not None:
             raise DataError(
                 f"no row of data.{entry.role} is usable; {sum(found.skipped.values())} rows were skipped, "
-                f"the first "
-                f"one because of this: {found.first_skipped.error().problem}",
+                f"the first one because of this: {found.first_skipped.error().problem}",
                 hint="correct the rows; rejected.jsonl lists each with its reason",
                 where=entry.source.name,
             )

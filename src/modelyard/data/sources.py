@@ -103,8 +103,7 @@ def open_source(spec: str, role: Role, columns: Sequence[str]) -> Source:
     near = nearest(path.name, [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else [])
     raise DataError(
         f"there is no file or folder {spec!r}" + (f"; the nearest name there is {near!r}" if near else ""),
-        hint=f"give data.{role} a file ({', '.join(FORMATS)}), a folder with one subfolder per class, or a "
-        f"hub id",
+        hint=f"give data.{role} a file ({', '.join(FORMATS)}), a folder with one subfolder per class, or a hub id",
     )
 
 
@@ -122,9 +121,7 @@ def missing_column(column: str, present: Iterable[str]) -> tuple[str, str]:
     listed = ", ".join(repr(name) for name in names[:20]) + (", …" if len(names) > 20 else "")
     return (
         f"there is no such column; the columns are {listed or '(none)'}",
-        f"name the right column in the recipe, perhaps {near!r}"
-        if near
-        else "name one of these columns in the recipe",
+        f"name the right column in the recipe, perhaps {near!r}" if near else "name one of these columns in the recipe",
     )
 
 
@@ -218,16 +215,12 @@ def _json_rows(path: Path, compressed: bool) -> Iterator[Row | BadRow]:
                 )
 
 
-def _delimited_rows(
-    path: Path, delimiter: str, compressed: bool, columns: tuple[str, ...]
-) -> Iterator[Row | BadRow]:
+def _delimited_rows(path: Path, delimiter: str, compressed: bool, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
     """CSV (RFC 4180) or TSV with a header line; a quoted field may hold line ends. Blank lines are no rows.
 
     The number of a row is the line on which it starts.
     """
-    csv.field_size_limit(
-        MAX_ROW_CHARACTERS
-    )  # of the whole process: Python's own limit of 131,072 is too small
+    csv.field_size_limit(MAX_ROW_CHARACTERS)  # of the whole process: Python's own limit of 131,072 is too small
     with _readable(path, compressed) as file:
         # Bytes that are not UTF-8 become lone surrogates, which the check of each value finds and names.
         lines = (line.decode("utf-8", "surrogateescape") for line in _lines(file, path.name))
@@ -326,9 +319,7 @@ def _arrow_rows(name: str, before: int, batch: Any) -> Iterator[Row | BadRow]:
 def _class_folder(folder: Path, columns: Sequence[str]) -> Source:
     """One subfolder per class, one ``.txt`` file per document; other files are counted in the notes."""
     files: list[Path] = []
-    others = [
-        entry for entry in sorted(folder.iterdir()) if not entry.is_dir() and not entry.name.startswith(".")
-    ]
+    others = [entry for entry in sorted(folder.iterdir()) if not entry.is_dir() and not entry.name.startswith(".")]
     for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         for entry in sorted(subfolder.iterdir()):
             if entry.suffix.lower() == ".txt" and entry.is_file():
@@ -350,8 +341,7 @@ def _class_folder(folder: Path, columns: Sequence[str]) -> Source:
     if others:
         first = others[0].relative_to(folder).as_posix()
         notes = (
-            f"{len(others)} entries of {folder.name}/ are no .txt file of a class and are left out, such as "
-            f"{first}",
+            f"{len(others)} entries of {folder.name}/ are no .txt file of a class and are left out, such as {first}",
         )
 
     def read() -> Iterator[Row | BadRow]:

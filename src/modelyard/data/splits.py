@@ -74,10 +74,8 @@ def divide(
     empty = [SPLIT_NAMES[part] for part in range(3) if shares[part] > 0 and not (parts == part).any()]
     if empty:
         raise DataError(
-            f"no example could be given to {' and '.join(empty)}: {len(units.size)} groups of identical or "
-            f"connected "
-            f"examples, the largest of {int(units.size.max())} of {len(texts)} examples, cannot be divided "
-            f"so",
+            f"no example could be given to {' and '.join(empty)}: {len(units.size)} sets of examples that "
+            f"belong together, the largest of {int(units.size.max())} of {len(texts)} examples, are too few",
             hint=_FEWER_PARTS,
         )
     return parts
@@ -96,13 +94,11 @@ def _too_few(num_units: int, num_parts: int, grouped: bool) -> str:
 
 def _require_units_of_each_class(units: _Units, num_parts: int, class_names: tuple[str, ...]) -> None:
     counts = np.bincount(units.label, minlength=len(class_names))
-    scarce = [
-        f"{class_names[k]!r} has {counts[k]}" for k in np.flatnonzero((counts > 0) & (counts < num_parts))
-    ]
+    scarce = [f"{class_names[k]!r} has {counts[k]}" for k in np.flatnonzero((counts > 0) & (counts < num_parts))]
     if scarce:
         raise DataError(
-            f"a stratified division into {num_parts} parts needs {num_parts} different texts of each class, "
-            f"but "
+            f"a stratified division into {num_parts} parts needs {num_parts} different texts "
+            "of each class, but "
             + ", ".join(scarce[:10])
             + (f" and {len(scarce) - 10} more classes have fewer" if len(scarce) > 10 else ""),
             hint="add examples of these classes, remove the classes, or type --set data.split.stratify=false",

@@ -93,9 +93,7 @@ class TextTokenizer:
         pad_token_id = tokenizer.token_to_id(special["pad"])
         assert pad_token_id is not None
         inputs = (
-            ["input_ids", "token_type_ids", "attention_mask"]
-            if family == "bert"
-            else ["input_ids", "attention_mask"]
+            ["input_ids", "token_type_ids", "attention_mask"] if family == "bert" else ["input_ids", "attention_mask"]
         )
         return cls(tokenizer, special, pad_token_id, None, _generic_config(special, inputs))
 
@@ -157,8 +155,7 @@ class TextTokenizer:
     def _require_room(self, length: int) -> None:
         if length <= sum(self._frame):
             raise InputError(
-                f"max_length {length} leaves no room for text: {sum(self._frame)} special tokens are added "
-                f"to each",
+                f"max_length {length} leaves no room for text: {sum(self._frame)} special tokens are added to each",
                 hint=f"type --set design.max_length={max(16, 2 * sum(self._frame) + 2)} or more",
             )
 
@@ -211,9 +208,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{file} is not JSON ({error})", hint="download or copy the checkpoint again"
-        ) from error
+        raise InputError(f"{file} is not JSON ({error})", hint="download or copy the checkpoint again") from error
     return value if isinstance(value, dict) else {}
 
 

@@ -42,9 +42,7 @@ def learn_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> tuple[Tokeniz
         ("</s>", _token_id(tokenizer, "</s>")), ("<s>", _token_id(tokenizer, "<s>")), add_prefix_space=False
     )
     roles = ("bos", "pad", "eos", "unk", "mask", "cls", "sep")
-    return tokenizer, dict(
-        zip(roles, ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<s>", "</s>"), strict=True)
-    )
+    return tokenizer, dict(zip(roles, ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<s>", "</s>"), strict=True))
 
 
 def learn_wordpiece(texts: Iterable[str], vocab_size: int) -> tuple[Tokenizer, dict[str, str]]:

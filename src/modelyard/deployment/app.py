@@ -108,8 +108,7 @@ class Service:
     def _busy(self) -> RequestRefused:
         return RequestRefused(
             429,
-            f"the server is busy with {self.batcher.num_texts:,} texts; "
-            f"at most {self.limits.max_queued_texts:,} wait",
+            f"the server is busy with {self.batcher.num_texts:,} texts; at most {self.limits.max_queued_texts:,} wait",
             hint="try again after the seconds in the header Retry-After",
             headers={"Retry-After": "1"},
         )
@@ -190,9 +189,7 @@ def _add_facts(app: FastAPI, service: Service, info: BundleInfo) -> None:
     async def live() -> Health:
         return Health(status="live")
 
-    @app.get(
-        "/health/ready", responses={200: {"model": Health}, 503: {"model": Health}}, summary="Takes requests"
-    )
+    @app.get("/health/ready", responses={200: {"model": Health}, 503: {"model": Health}}, summary="Takes requests")
     async def ready() -> JSONResponse:
         if service.stopping:
             return JSONResponse({"status": "stopping"}, status_code=503)

@@ -182,8 +182,7 @@ def _model_facts(model_folder: Path, labels: Sequence[str]) -> ModelFacts:
     names = config.get("id2label")
     if names is not None and [names.get(str(number)) for number in range(len(names))] != list(labels):
         raise InputError(
-            f"the labels {list(labels)} are not those of {model_folder / 'config.json'}: "
-            f"{list(names.values())}",
+            f"the labels {list(labels)} are not those of {model_folder / 'config.json'}: {list(names.values())}",
             hint="train the run again with `modelyard train RECIPE`, then export it",
         )
     weights = model_folder / "model.safetensors"

@@ -34,9 +34,7 @@ def model_card(info: BundleInfo) -> str:
             "```",
             "",
             "The folder `model/` is a Hugging Face model; `AutoModelForSequenceClassification`"
-            + (
-                " loads it." if info.preprocessing.remove is None else " loads it, without the removal below."
-            ),
+            + (" loads it." if info.preprocessing.remove is None else " loads it, without the removal below."),
             "",
             "## What it reads",
             "",

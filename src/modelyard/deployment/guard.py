@@ -33,13 +33,9 @@ SECURITY_HEADERS = {
 }
 
 
-def error_response(
-    status: int, problem: str, hint: str, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
+def error_response(status: int, problem: str, hint: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The one form of every error."""
-    return JSONResponse(
-        {"error": {"problem": problem, "hint": hint}}, status_code=status, headers=dict(headers or {})
-    )
+    return JSONResponse({"error": {"problem": problem, "hint": hint}}, status_code=status, headers=dict(headers or {}))
 
 
 class Guard:
@@ -75,9 +71,7 @@ class Guard:
             place = traceback.extract_tb(error.__traceback__)[-1]
             logger.error("request failed: %s at %s:%s", type(error).__name__, place.filename, place.lineno)
             if not status:
-                response = error_response(
-                    500, "the server failed on this request", "look into the server's log"
-                )
+                response = error_response(500, "the server failed on this request", "look into the server's log")
                 await response(scope, receive, send_guarded)
         path = scope["path"] if scope["path"] in self.known_paths else "(other)"
         self.measures.requests.labels(path, str(status) if status else "disconnected").inc()

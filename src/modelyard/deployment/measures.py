@@ -26,13 +26,9 @@ class Measures:
             "modelyard_predict_seconds", "Time of an answered prediction.", buckets=SECONDS, registry=registry
         )
         self.texts = Counter("modelyard_texts", "Texts answered.", registry=registry)
-        self.cut_texts = Counter(
-            "modelyard_cut_texts", "Texts of which the end was cut off.", registry=registry
-        )
+        self.cut_texts = Counter("modelyard_cut_texts", "Texts of which the end was cut off.", registry=registry)
         self.tokens = Counter("modelyard_tokens", "Tokens read by the model.", registry=registry)
-        self.queued_texts = Gauge(
-            "modelyard_queued_texts", "Texts that wait or are computed.", registry=registry
-        )
+        self.queued_texts = Gauge("modelyard_queued_texts", "Texts that wait or are computed.", registry=registry)
         self.batch_texts = Histogram(
             "modelyard_batch_texts", "Texts computed at once.", buckets=TEXTS, registry=registry
         )

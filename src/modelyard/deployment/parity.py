@@ -78,9 +78,7 @@ def check_parity(
             if found.shape != logits.shape:
                 reasons.append(f"the logits have shape {found.shape} instead of {logits.shape}")
             elif not np.isfinite(found).all():
-                reasons.append(
-                    f"the logits of a batch of {size} x {length} tokens are not all finite numbers"
-                )
+                reasons.append(f"the logits of a batch of {size} x {length} tokens are not all finite numbers")
             else:
                 differences.append(float(np.abs(found.astype(np.float64) - logits).max()))
                 if part is batch:

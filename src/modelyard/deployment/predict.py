@@ -60,9 +60,7 @@ class TextPredictor:
         self._predictor = predictor
         self._tokenizer = tokenizer
 
-    def predict(
-        self, texts: Sequence[str], max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS
-    ) -> list[TextPrediction]:
+    def predict(self, texts: Sequence[str], max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS) -> list[TextPrediction]:
         """Label texts, in their order; those of like length together, up to `max_batch_tokens` padded."""
         encoded = self.encode(texts)
         lengths = np.array([text.num_tokens for text in encoded], dtype=np.int64)
@@ -78,9 +76,7 @@ class TextPredictor:
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """Take out what the bundle removes, tokenise, cut to its max_length."""
         preprocessing = self._info.preprocessing
-        ids, full_lengths = prepare_texts(
-            texts, self._tokenizer, preprocessing.max_length, preprocessing.remove
-        )
+        ids, full_lengths = prepare_texts(texts, self._tokenizer, preprocessing.max_length, preprocessing.remove)
         return [
             EncodedText(text_ids, int(full_length) - len(text_ids))
             for text_ids, full_length in zip(ids, full_lengths, strict=True)

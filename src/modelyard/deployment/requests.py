@@ -56,9 +56,7 @@ class ServerLimits:
 class RequestRefused(Exception):
     """A request that is answered with an error. headers: further headers of the answer."""
 
-    def __init__(
-        self, status: int, problem: str, *, hint: str, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, status: int, problem: str, *, hint: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(problem)
         self.status = status
         self.problem = problem
@@ -149,11 +147,7 @@ def _parse(body: bytes) -> Any:
 def texts_of(content: Any, limits: ServerLimits) -> list[str]:
     """The texts of a parsed body. Raises RequestRefused (413 or 422) naming the text by its position."""
     if not isinstance(content, dict) or len(content) != 1 or not content.keys() <= {"text", "texts"}:
-        found = (
-            f"the keys {[key[:40] for key in sorted(content)[:5]]}"
-            if isinstance(content, dict)
-            else _kind(content)
-        )
+        found = f"the keys {[key[:40] for key in sorted(content)[:5]]}" if isinstance(content, dict) else _kind(content)
         raise RequestRefused(
             422,
             f"the body holds {found}; expected exactly one of 'text' and 'texts'",
@@ -163,9 +157,7 @@ def texts_of(content: Any, limits: ServerLimits) -> list[str]:
     texts: Any = content["texts"] if several else [content["text"]]
     if not isinstance(texts, list) or not texts:
         found = "an empty array" if texts == [] else _kind(texts)
-        raise RequestRefused(
-            422, f"'texts' is {found}; expected an array of texts", hint=f"send {EXAMPLE_BODY}"
-        )
+        raise RequestRefused(422, f"'texts' is {found}; expected an array of texts", hint=f"send {EXAMPLE_BODY}")
     if len(texts) > limits.max_texts:
         raise RequestRefused(
             422,

@@ -82,9 +82,7 @@ class _DrainingServer(uvicorn.Server):
         threading.Thread(target=self._exit_when_idle, name="drain", daemon=True).start()
 
     def _exit_when_idle(self) -> None:
-        deadline = (
-            time.monotonic() + 2 * self._service.limits.request_timeout_seconds
-        )  # reading, then answering
+        deadline = time.monotonic() + 2 * self._service.limits.request_timeout_seconds  # reading, then answering
         while self._service.num_in_flight and time.monotonic() < deadline:
             time.sleep(0.02)
         self.should_exit = True

@@ -57,12 +57,12 @@ class Dimensions:
 def dimensions(config: Mapping[str, Any]) -> Dimensions:
     """The dimensions in a Hugging Face configuration (the content of ``config.json``).
 
-    Raises InputError for a family that is not offered, or a key that is missing or no whole number.
+    Raises InputError for a family whose layers are not described here, or a key that is missing or no whole number.
     """
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         raise InputError(
-            f"the checkpoint's model_type is `{model_type}`, offered are {', '.join(FAMILIES)}",
+            f"the checkpoint's model_type is `{model_type}`; sizes are known of {', '.join(FAMILIES)}",
             hint="name another checkpoint: --set design.model=google-bert/bert-base-uncased",
         )
     family = FAMILIES[model_type]
@@ -204,9 +204,7 @@ def from_architecture(
     return config
 
 
-def _num_heads(
-    architecture: ArchitectureSection, hidden: int, size: Mapping[str, int], head_width: int
-) -> int:
+def _num_heads(architecture: ArchitectureSection, hidden: int, size: Mapping[str, int], head_width: int) -> int:
     heads = architecture.num_attention_heads
     if heads is None and architecture.hidden_size is None:
         heads = size["num_attention_heads"]
@@ -235,6 +233,8 @@ def choose_max_length(design: DesignSection, config: Mapping[str, Any]) -> tuple
     Raises RecipeError when `design` asks for something that this checkpoint cannot do: more tokens, more
     layers, or a window in full attention.
     """
+    if config.get("model_type") not in FAMILIES:
+        return _length_of_other_family(design, config)
     model = dimensions(config)
     if design.num_layers is not None and design.num_layers > model.num_layers:
         raise RecipeError(
@@ -257,3 +257,25 @@ def choose_max_length(design: DesignSection, config: Mapping[str, Any]) -> tuple
         where="design.max_length",
         hint=hint,
     )
+
+
+def _length_of_other_family(design: DesignSection, config: Mapping[str, Any]) -> tuple[int, str]:
+    """The same for an encoder that this room has no formulas for; transformers builds and trains it all the same."""
+    family = str(config.get("model_type"))
+    for key, value in (("extend_to", design.extend_to), ("attention_window", design.attention_window)):
+        if value is not None:
+            raise RecipeError(
+                f"`{key}` is {value}, but a {family} checkpoint cannot be turned into a Longformer",
+                where=f"design.{key}",
+                hint=f"--set design.{key}=null, or take a BERT- or RoBERTa-like checkpoint",
+            )
+    limit = config.get("max_position_embeddings")
+    if not isinstance(limit, int) or limit < 4:  # relative positions have no limit of their own
+        return design.max_length or 512, "512 tokens: the checkpoint names no limit"
+    if design.max_length is not None and design.max_length > limit:
+        raise RecipeError(
+            f"`max_length` is {design.max_length} tokens, but the model can take {limit}",
+            where="design.max_length",
+            hint=f"--set design.max_length={limit}",
+        )
+    return design.max_length or limit, "the most that the model can take"

@@ -88,8 +88,7 @@ def weight_files(folder: Path) -> list[Path]:
         missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
         if missing:
             raise InputError(
-                f"{folder} has {len(names) - len(missing)} of {len(names)} weight files, {missing[0]} is "
-                f"missing",
+                f"{folder} has {len(names) - len(missing)} of {len(names)} weight files, {missing[0]} is missing",
                 hint="download the checkpoint again",
             )
         return [folder / name for name in names]
@@ -104,8 +103,7 @@ def _no_safetensors(folder: Path) -> InputError:
             hint="name the folder that holds config.json and model.safetensors: --set design.model=FOLDER",
         )
     return InputError(
-        f"{folder} holds its weights in {pickled[0]}; only safetensors are loaded, because such a file can "
-        f"run code",
+        f"{folder} holds its weights in {pickled[0]}; only safetensors are loaded, because such a file can run code",
         hint=convert_command(str(folder), f"{folder.name}-safetensors"),
     )
 

@@ -46,9 +46,7 @@ def from_hub(name: str, other_ways: list[str]) -> Path:
     try:
         from huggingface_hub import constants
     except ImportError as error:
-        raise MachineError(
-            "huggingface_hub is not installed", hint="pip install 'modelyard[torch]'"
-        ) from error
+        raise MachineError("huggingface_hub is not installed", hint="pip install 'modelyard[torch]'") from error
     repository, _, revision = name.partition("@")
     if not HUB_ID.fullmatch(repository):
         raise InputError(
@@ -68,7 +66,10 @@ def from_hub(name: str, other_ways: list[str]) -> Path:
 def _options(other_ways: list[str]) -> str:
     cached = cached_models()
     ways = [f"one of the cached models: {', '.join(cached[:5])}"] if cached else []
-    return "set design.model to " + ", or ".join([*ways, *other_ways])
+    return (
+        f"set design.model to {', or '.join([*ways, *other_ways])}; or train from scratch with "
+        "`design.architecture: {family: bert}` in its place"
+    )
 
 
 def _reachable(endpoint: str) -> bool:
@@ -156,9 +157,7 @@ def _download(repository: str, revision: str, host: str) -> Path:
             hint=f"accept them at {constants.ENDPOINT}/{repository}, then `hf auth login` (or set HF_TOKEN)",
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise InputError(
-            f"`{repository}` has no version `{revision}`", hint=f"design.model: {repository}"
-        ) from error
+        raise InputError(f"`{repository}` has no version `{revision}`", hint=f"design.model: {repository}") from error
     except errors.RepositoryNotFoundError as error:
         near = difflib.get_close_matches(repository, {*WELL_KNOWN, *cached_models()}, n=1)
         guess = f"did you mean {near[0]}? If" if near else "check the spelling; if"
@@ -184,9 +183,7 @@ def _revision_with_safetensors(api: HfApi, repository: str) -> str:
 
     Raises InputError when there is neither.
     """
-    files = [
-        sibling.rfilename for sibling in api.model_info(repository, timeout=ANSWER_SECONDS).siblings or []
-    ]
+    files = [sibling.rfilename for sibling in api.model_info(repository, timeout=ANSWER_SECONDS).siblings or []]
     if WEIGHTS in files or WEIGHTS_INDEX in files:
         return "main"
     for discussion in api.get_repo_discussions(repository, discussion_type="pull_request"):

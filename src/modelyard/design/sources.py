@@ -17,7 +17,6 @@ from modelyard.design.hub import from_hub
 from modelyard.errors import InputError, MachineError
 
 PACKAGE = "package:"
-FROM_SCRATCH = "an architecture from scratch (design.architecture: {family: bert})"
 
 
 def resolve_model(model: str) -> Path:
@@ -66,7 +65,7 @@ def _other_ways() -> list[str]:
         for name, entry in _known_packages().items()
         if find_spec(name) is not None
     ]
-    return [*installed, "the path of a local folder", FROM_SCRATCH]
+    return [*installed, "the path of a local folder"]
 
 
 def _from_package(model: str) -> Path:
@@ -101,7 +100,6 @@ def _check_published(folder: Path, known: dict[str, Any]) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             raise InputError(
-                f"{folder / name} has SHA-256 {found[:16]}…, published was {expected[:16]}…: the file was "
-                f"changed",
+                f"{folder / name} has SHA-256 {found[:16]}…, published was {expected[:16]}…: the file was changed",
                 hint=f"pip install --force-reinstall '{known['install']}'",
             )

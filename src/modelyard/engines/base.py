@@ -113,6 +113,8 @@ class OptimizerSpec:
     head_multiplier: factor on the learning rate of the task's head.
     embedding_multiplier: factor on the learning rate of the embeddings.
     freeze: parts whose parameters do not move.
+    average_decay: decay of the exponential moving average of the weights that predicts and is written, or None for the
+        weights themselves (Polyak and Juditsky 1992; the decay of step t is at most (1 + t) / (10 + t)).
     """
 
     name: Literal["adam", "adamw"]
@@ -124,6 +126,7 @@ class OptimizerSpec:
     head_multiplier: float = 1.0
     embedding_multiplier: float = 1.0
     freeze: tuple[Literal["embeddings", "encoder"], ...] = ()
+    average_decay: float | None = None
 
 
 @dataclass(frozen=True)

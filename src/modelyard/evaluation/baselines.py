@@ -1,4 +1,5 @@
-"""What a model must beat: the majority class, and TF-IDF with logistic regression, fitted on the same training texts.
+"""What a model must beat: the majority class, and TF-IDF with logistic regression, fitted on the same
+training texts.
 
 Legend: N examples, B examples of a chunk, C classes.
 """
@@ -28,7 +29,14 @@ MAX_FEATURES = 500_000
 MAX_COEFFICIENTS = 10_000_000  # features times classes: 80 MB
 MIN_CJK_SHARE = 0.2
 NUM_FOLDS = 3
-REGULARISATIONS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C of scikit-learn: larger is freer; long texts want it large
+REGULARISATIONS = (
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+    30.0,
+    100.0,
+)  # C of scikit-learn: larger is freer; long texts want it large
 DEFAULT_REGULARISATION = 3.0  # a guess for data too small to choose on
 _CHUNK = 512
 _LANGUAGE_SAMPLE = 200
@@ -50,7 +58,8 @@ class Baseline(Protocol):
 
 
 class BaselineUnfit(Exception):
-    """The training data gives this baseline nothing to learn. reason: ``no_examples``, ``one_class`` or ``no_words``.
+    """The training data gives this baseline nothing to learn. reason: ``no_examples``, ``one_class`` or
+    ``no_words``.
 
     Never reaches a person: `evaluate` goes on without the baseline and the report says why.
     """
@@ -62,7 +71,9 @@ class BaselineUnfit(Exception):
 
 @dataclass
 class MajorityClass:
-    """Always the most frequent class of the training data; probabilities are the classes' shares (plus one example)."""
+    """Always the most frequent class of the training data; probabilities are the classes' shares (plus one
+    example).
+    """
 
     log_shares: Values
     details: dict[str, Any]
@@ -76,7 +87,9 @@ class MajorityClass:
 
 @dataclass
 class TfidfLogisticRegression:
-    """Word 1- and 2-grams (character 1- to 3-grams where words are not spaced), sublinear TF-IDF, L2 logistic regression."""
+    """Word 1- and 2-grams (character 1- to 3-grams where words are not spaced), sublinear TF-IDF, L2 logistic
+    regression.
+    """
 
     vectorizer: Any
     classifier: Any
@@ -88,14 +101,16 @@ class TfidfLogisticRegression:
     def predict(self, split: EvaluatedSplit) -> Iterator[tuple[NDArray[np.int64], Values]]:
         for rows in _chunks(len(split)):
             features = self.vectorizer.transform(split.text(int(row)) for row in rows)
-            # A class that the drawn training documents lack gets a probability too small to matter, but a finite loss.
+            # A class that the drawn training documents lack gets a probability too small to matter, but a
+            # finite loss.
             logs = np.full((len(rows), self.num_classes), np.log(1e-9))
             logs[:, self.classifier.classes_] = np.log(np.maximum(self.classifier.predict_proba(features), 1e-9))
             yield rows, logs
 
 
 def fit_baseline(name: str, train: EvaluatedSplit, num_classes: int, seed: int) -> Baseline:
-    """Fit the baseline `name` (``majority`` or ``tfidf-logistic-regression``) on the training split; deterministic.
+    """Fit the baseline `name` (``majority`` or ``tfidf-logistic-regression``) on the training split;
+    deterministic.
 
     Raises BaselineUnfit when the data gives it nothing to learn, KeyError for another name.
     """
@@ -132,7 +147,9 @@ def _fit_tfidf(train: EvaluatedSplit, num_classes: int, seed: int) -> Baseline:
 
 
 def unspaced_share(texts: Sequence[str]) -> float:
-    """Share of the letters that belong to scripts without spaces between words (Chinese, Japanese, Thai …), 0 to 1."""
+    """Share of the letters that belong to scripts without spaces between words (Chinese, Japanese, Thai …), 0
+    to 1.
+    """
     letters = unspaced = 0
     for text in texts:
         start = text[:2000]
@@ -142,7 +159,9 @@ def unspaced_share(texts: Sequence[str]) -> float:
 
 
 def _drawn(train: EvaluatedSplit, seed: int) -> tuple[list[str], NDArray[np.int64]]:
-    """Training texts and labels, at most 50,000 documents and 30 million characters, in an order drawn by `seed`."""
+    """Training texts and labels, at most 50,000 documents and 30 million characters, in an order drawn by
+    `seed`.
+    """
     order = np.random.default_rng(seed).permutation(len(train))[:MAX_DOCUMENTS]
     texts: list[str] = []
     characters = 0
@@ -170,12 +189,10 @@ def _features(texts: list[str], by_character: bool, num_classes: int) -> tuple[A
 def _fit_classifier(regularisation: float, features: Any, labels: NDArray[np.int64]) -> Any:
     """L2 logistic regression, one class against the rest where there are more than two.
 
-    The dual solver takes seconds where L-BFGS takes minutes on few long documents: it works with one number a document,
-    not one a feature.
+    The dual solver takes seconds where L-BFGS takes minutes on few long documents: it works with one number a
+    document, not one a feature.
     """
-    classifier: Any = LogisticRegression(
-        C=regularisation, solver="liblinear", dual=True, max_iter=200, random_state=0
-    )
+    classifier: Any = LogisticRegression(C=regularisation, solver="liblinear", dual=True, max_iter=200, random_state=0)
     if len(np.unique(labels)) > 2:
         classifier = OneVsRestClassifier(classifier)
     with warnings.catch_warnings():
@@ -186,8 +203,8 @@ def _fit_classifier(regularisation: float, features: Any, labels: NDArray[np.int
 def _choose_regularisation(features: Any, labels: NDArray[np.int64], seed: int) -> tuple[float, float | None]:
     """The C with the best accuracy in 3-fold cross-validation (of ties the smallest) and that accuracy.
 
-    None and the default where fewer than two classes have the two examples that it takes. At most 10,000 documents are
-    used, fewer with many classes: the choice changes little with more, and the time much.
+    None and the default where fewer than two classes have the two examples that it takes. At most 10,000
+    documents are used, fewer with many classes: the choice changes little with more, and the time much.
     """
     num_documents = int(np.clip(100_000 // len(np.unique(labels)), 2_000, 10_000))
     features, labels = features[:num_documents], labels[:num_documents]
@@ -207,7 +224,9 @@ def _choose_regularisation(features: Any, labels: NDArray[np.int64], seed: int) 
 
 
 def _folds(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """(N,) fold of each example; every class is dealt out evenly, so that one with two examples is never held out whole."""
+    """(N,) fold of each example; every class is dealt out evenly, so that one with two examples is never held
+    out whole.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
     fold = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):

@@ -23,10 +23,11 @@ def calibration(confidences: Values, correct: NDArray[np.bool_], *, confidence: 
 
     confidences: (N,) probability of the predicted class; correct: (N,).
 
-    The error is never 0 in a sample, even for a perfect model; so the interval in which it would fall for a model whose
-    confidences are exactly right is given beside it (consistency resampling, Broecker and Smith 2007), and only an error
-    above that interval counts as miscalibration. ``verdict``: ``consistent``, ``overconfident``, ``underconfident``,
-    ``miscalibrated`` (in both directions) or ``too_few`` (below 30 examples).
+    The error is never 0 in a sample, even for a perfect model; so the interval in which it would fall for a
+    model whose confidences are exactly right is given beside it (consistency resampling, Broecker and Smith
+    2007), and only an error above that interval counts as miscalibration. ``verdict``: ``consistent``,
+    ``overconfident``, ``underconfident``, ``miscalibrated`` (in both directions) or ``too_few`` (below 30
+    examples).
     """
     n = len(confidences)
     num_bins = max(1, min(MAX_BINS, n // MIN_EXAMPLES))

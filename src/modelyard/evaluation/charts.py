@@ -1,7 +1,8 @@
-"""Geometry of the report's charts: axes with round ticks, and paths in a square of 1000 by 1000 that CSS stretches.
+"""Geometry of the report's charts: axes with round ticks, and paths in a square of 1000 by 1000 that CSS
+stretches.
 
-Only lines and bars are drawn as SVG; every word stays HTML text, placed by percentages, so that a chart is as readable on
-a phone as on a desk and follows the page's colours.
+Only lines and bars are drawn as SVG; every word stays HTML text, placed by percentages, so that a chart is as
+readable on a phone as on a desk and follows the page's colours.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Axis:
         return round(100 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 2)
 
 
-def axis(values: Iterable[float], num_ticks: int = 5, *, floor: float | None = None, ceiling: float | None = None) -> Axis:
+def axis(
+    values: Iterable[float], num_ticks: int = 5, *, floor: float | None = None, ceiling: float | None = None
+) -> Axis:
     """An axis that holds all `values`, with about `num_ticks` ticks, not beyond `floor` and `ceiling`."""
     present = list(values) or [0.0, 1.0]
     low, high = min(present), max(present)

@@ -1,7 +1,8 @@
 """The evaluation of a trained model: predictions to disk, then everything that can honestly be said of them.
 
-``metrics.json`` holds, in this order: what was evaluated, the ``systems`` (the model, other runs, baselines) with metrics,
-classes and calibration, the paired ``comparisons``, ``slices``, the most confident ``mistakes``, the ``data`` and ``notes``.
+``metrics.json`` holds, in this order: what was evaluated, the ``systems`` (the model, other runs, baselines)
+with metrics, classes and calibration, the paired ``comparisons``, ``slices``, the most confident
+``mistakes``, the ``data`` and ``notes``.
 
 Legend: N examples, C classes.
 """
@@ -84,18 +85,26 @@ def evaluate(
     other_systems: Mapping[str, Path] | None = None,
     split_name: str = "test",
 ) -> Evaluation:
-    """Judge a model on `split`; writes ``predictions.parquet``, ``baselines/*.parquet`` and ``metrics.json`` to `folder`.
+    """Judge a model on `split`; writes ``predictions.parquet``, ``baselines/*.parquet`` and ``metrics.json``
+    to `folder`.
 
     outputs: pairs of rows and logits as the model gives them; consumed once, so it may be a generator.
     train: the split that the model was trained on, for the baselines; None leaves them out.
     cost: what the caller measured (``num_parameters``, ``tokens_per_second`` …), stored with the model.
     other_systems: predictions of other runs on the same test set, by the name they get in the report.
-    Raises InputError when the split is empty, or predictions are missing, not finite or not aligned.
+    Raises InputError when the split is empty, two systems have one name, or predictions are missing, not
+    finite or not aligned.
     """
     if len(split) == 0:
         raise InputError(
             f"the {split_name} split has 0 examples, expected at least 1",
             hint="give data.test a file, or set data.split.test above 0",
+        )
+    taken = {model_name, *task.baselines}.intersection(other_systems or {})
+    if taken:
+        raise InputError(
+            f"{sorted(taken)[0]!r} names two systems of one report, expected different names",
+            hint="give the other run another name",
         )
     started = time.perf_counter()
     path = write_predictions(outputs, split, labels, folder / "predictions.parquet")
@@ -178,9 +187,7 @@ def _describe(system: System, options: EvaluationSection) -> dict[str, Any]:
     confusion = confusion_matrix(outcomes.labels, outcomes.predicted, len(names))
     estimates = {
         "accuracy": proportion(int(outcomes.correct.sum()), len(outcomes.rows), confidence),
-        **macro_estimates(
-            confusion, confidence=confidence, num_resamples=options.num_resamples, seed=options.seed
-        ),
+        **macro_estimates(confusion, confidence=confidence, num_resamples=options.num_resamples, seed=options.seed),
         "loss": mean(outcomes.loss, confidence),
         "brier": mean(outcomes.brier, confidence),
     }
@@ -200,9 +207,7 @@ def _describe(system: System, options: EvaluationSection) -> dict[str, Any]:
         "metrics": {name: asdict(estimate) for name, estimate in estimates.items()},
         "classes": classes,
         "confusion": confusion.tolist(),
-        "calibration": calibration(
-            outcomes.confidence, outcomes.correct, confidence=confidence, seed=options.seed
-        ),
+        "calibration": calibration(outcomes.confidence, outcomes.correct, confidence=confidence, seed=options.seed),
     }
 
 

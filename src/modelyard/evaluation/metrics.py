@@ -2,9 +2,9 @@
 
 Legend: N examples, C classes, R resamples; a *cell* is one pair (label, prediction).
 
-Averages follow scikit-learn: a class that stands neither among the labels nor among the predictions is left out of the
-macro average, and 0/0 counts as 0. The counts may carry a leading axis of resamples, so that one bootstrap is a few
-matrix operations.
+Averages follow scikit-learn: a class that stands neither among the labels nor among the predictions is left
+out of the macro average, and 0/0 counts as 0. The counts may carry a leading axis of resamples, so that one
+bootstrap is a few matrix operations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def confusion_matrix(labels: NDArray[np.integer[Any]], predicted: NDArray[np.int
 class ClassCounts:
     """What every metric is made of, for each class; arrays of shape (C,) or (R, C).
 
-    correct: examples of the class that were predicted as it. support: examples of the class. predicted: predictions of it.
+    correct: examples of the class that were predicted as it. support: examples of the class. predicted:
+    predictions of it.
     """
 
     correct: NDArray[Any]
@@ -87,17 +88,22 @@ def log_probabilities(logits: NDArray[np.floating[Any]]) -> Values:
 
 def example_losses(labels: NDArray[np.integer[Any]], logs: Values) -> Values:
     """Negative log-likelihood of each example in nats: labels (N,), logs (N, C) to (N,)."""
-    return -logs[np.arange(len(labels)), labels]
+    losses: Values = -logs[np.arange(len(labels)), labels]
+    return losses
 
 
 def example_brier_scores(labels: NDArray[np.integer[Any]], probabilities: Values) -> Values:
     """Squared distance between the probabilities and the truth, 0 to 2 (Brier 1950): (N,), (N, C) to (N,)."""
     truth = probabilities[np.arange(len(labels)), labels]
-    return (probabilities**2).sum(axis=1) - 2 * truth + 1
+    scores: Values = (probabilities**2).sum(axis=1) - 2 * truth + 1
+    return scores
 
 
-def quick_metrics(labels: Sequence[int] | NDArray[np.integer[Any]], logits: NDArray[np.floating[Any]]) -> dict[str, float]:
-    """``accuracy``, macro ``precision``, ``recall`` and ``f1``, and mean ``loss`` (nats): for use after each epoch.
+def quick_metrics(
+    labels: Sequence[int] | NDArray[np.integer[Any]], logits: NDArray[np.floating[Any]]
+) -> dict[str, float]:
+    """``accuracy``, macro ``precision``, ``recall`` and ``f1``, and mean ``loss`` (nats): for use after each
+    epoch.
 
     labels: (N,); logits: (N, C), or logarithms of probabilities. No intervals: they belong to the test set.
     """

@@ -1,8 +1,8 @@
 """``predictions.parquet``: one row an example, written while the model predicts and read back by row.
 
-Columns: ``row`` (position in the split), ``source`` (file:row it came from), ``label``, ``predicted``, ``correct``, ``loss``
-(nats), ``num_tokens`` (of the whole text), ``truncated`` (the model saw only a part), then ``probability_<label>`` for each
-class. The schema's metadata holds the labels in order.
+Columns: ``row`` (position in the split), ``source`` (file:row it came from), ``label``, ``predicted``,
+``correct``, ``loss`` (nats), ``num_tokens`` (of the whole text), ``truncated`` (the model saw only a part),
+then ``probability_<label>`` for each class. The schema's metadata holds the labels in order.
 
 Legend: N examples, B examples of a batch, C classes.
 """
@@ -42,7 +42,8 @@ Outputs = Iterable[tuple[NDArray[np.int64], NDArray[Any]]]
 class EvaluatedSplit(Protocol):
     """What evaluation needs of a prepared split of N examples.
 
-    lengths: (N,) tokens that the model reads; full_lengths: (N,) tokens before truncation; labels: (N,) in 0 .. C-1.
+    lengths: (N,) tokens that the model reads; full_lengths: (N,) tokens before truncation; labels: (N,) in 0
+    .. C-1.
     """
 
     @property
@@ -58,7 +59,8 @@ class EvaluatedSplit(Protocol):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What is kept in memory of a system's predictions, a few numbers an example; all (N,), in the order of the rows.
+    """What is kept in memory of a system's predictions, a few numbers an example; all (N,), in the order of
+    the rows.
 
     confidence: probability of the predicted class. loss: nats. brier: 0 to 2.
     """
@@ -73,15 +75,15 @@ class Outcomes:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        return self.labels == self.predicted
+        return np.equal(self.labels, self.predicted)
 
 
 def write_predictions(outputs: Outputs, split: EvaluatedSplit, labels: Sequence[str], path: Path) -> Path:
     """Write the predictions as they come, in row groups of 8,192; memory does not grow with the split.
 
     outputs: pairs of rows (B,) and logits (B, C), in any order, each row of the split exactly once.
-    Raises InputError when rows are missing, repeated or unknown, or logits are not finite or not C wide; no file is
-    left behind then.
+    Raises InputError when rows are missing, repeated or unknown, or logits are not finite or not C wide; no
+    file is left behind then.
     """
     schema = pa.schema(
         [*_COMMON, *((f"probability_{label}", pa.float32()) for label in labels)],
@@ -102,7 +104,7 @@ def _checked(outputs: Outputs, num_rows: int, labels: Sequence[str]) -> Iterator
     for rows, logits in outputs:
         if logits.shape != (len(rows), len(labels)):
             raise InputError(
-                f"logits of {len(rows)} rows have the shape {logits.shape}, expected {(len(rows), len(labels))}",
+                f"logits have the shape {logits.shape}, expected {(len(rows), len(labels))}",
                 hint="evaluate with the labels that the model was trained with",
             )
         unknown = rows[(rows < 0) | (rows >= num_rows)]
@@ -114,17 +116,20 @@ def _checked(outputs: Outputs, num_rows: int, labels: Sequence[str]) -> Iterator
         if len(broken):
             raise InputError(
                 f"the model's output for row {broken[0]} is not finite",
-                hint="training diverged: lower training.learning_rate or set training.precision=float32, and train again",
+                hint="training diverged: train again with a lower training.learning_rate or in float32",
             )
         seen[rows] = True
         yield rows, log_probabilities(logits)
     if not seen.all():
         raise InputError(
-            f"{int((~seen).sum())} of {num_rows} rows have no prediction, the first is {int(seen.argmin())}", hint=hint
+            f"{int((~seen).sum())} of {num_rows} rows have no prediction, the first is {int(seen.argmin())}",
+            hint=hint,
         )
 
 
-def _grouped(batches: Iterator[tuple[NDArray[np.int64], Values]]) -> Iterator[tuple[NDArray[np.int64], Values]]:
+def _grouped(
+    batches: Iterator[tuple[NDArray[np.int64], Values]],
+) -> Iterator[tuple[NDArray[np.int64], Values]]:
     """Small batches joined to row groups of about `ROWS_PER_GROUP`."""
     rows: list[NDArray[np.int64]] = []
     logs: list[Values] = []
@@ -171,7 +176,8 @@ def read_outcomes(path: Path) -> Outcomes:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
-            f"cannot read predictions from {path}: {error}", hint="evaluate that run again: modelyard evaluate RUN"
+            f"cannot read predictions from {path}: {error}",
+            hint="evaluate that run again: modelyard evaluate RUN",
         ) from error
     with file:
         names = _class_names(file, path)
@@ -180,7 +186,8 @@ def read_outcomes(path: Path) -> Outcomes:
         raise InputError(f"{path} holds no predictions, expected at least one", hint="check data.test of the recipe")
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     order = np.argsort(columns[0], kind="stable")
-    return Outcomes(*(column[order] for column in columns), class_names=names)
+    rows, labels, predicted, confidence, loss, brier = (column[order] for column in columns)
+    return Outcomes(rows, labels, predicted, confidence, loss, brier, names)
 
 
 def _class_names(file: pq.ParquetFile, path: Path) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """``report.html``: one self-contained page that says what was learned, how sure that is, and how it was made.
 
-The page loads nothing (a content security policy forbids it) and runs no script. Documents and labels are untrusted text:
-the templates escape everything. Both languages are in one file; a reader switches without a script.
+The page loads nothing (a content security policy forbids it) and runs no script. Documents and labels are
+untrusted text: the templates escape everything. Both languages are in one file; a reader switches without a
+script.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from modelyard.runs.files import write_text
 class ReportData:
     """What a report is made of, as plain values; only `name` and `metrics` are needed.
 
-    name: of the run. metrics: content of ``metrics.json``. recipe: the resolved recipe; reasons: by dotted key, where a
-    value came from. data: the data report (its ``warnings``, a list of texts, are shown first). plan: the plan. events:
-    of ``events.jsonl``, in order. parity: the bundle's record. versions: versions, machine and hashes, nested as you like.
-    created: date and time as they are to be shown.
+    name: of the run. metrics: content of ``metrics.json``. recipe: the resolved recipe; reasons: by dotted
+    key, where a value came from. data: the data report (its ``warnings``, a list of texts, are shown first).
+    plan: the plan. events: of ``events.jsonl``, in order. parity: the bundle's record. versions: versions,
+    machine and hashes, nested as you like. created: date and time as they are to be shown.
     """
 
     name: str
@@ -66,28 +67,32 @@ def render_report(run: ReportData, languages: Sequence[Language] = LANGUAGES) ->
     """The whole page as text."""
     metrics = run.metrics
     model = metrics["systems"][0]
-    return _environment().get_template("report.html").render(
-        css=Markup(_style()),
-        languages=list(languages),
-        run=run,
-        metrics=metrics,
-        model=model,
-        settings=list(_flattened(run.recipe)),
-        plan=list(_flattened(run.plan)),
-        data_report=list(_flattened({key: value for key, value in run.data.items() if key != "warnings"})),
-        data_warnings=[str(warning) for warning in run.data.get("warnings") or ()],
-        parity=list(_flattened(run.parity or {})),
-        versions=list(_flattened(run.versions)),
-        bars=views.metric_bars(metrics),
-        differences=views.difference_bars(metrics["comparisons"]),
-        verdict=views.hardest_comparison(metrics),
-        curves=views.curves(run.events, _best_metric(run.recipe)),
-        matrix=views.matrix(model),
-        length=views.slice_bars(metrics, "length"),
-        truncation=views.slice_bars(metrics, "truncation"),
-        reliability=views.reliability(model["calibration"]),
-        data_parts=views.data_parts(metrics),
-        methods=views.methods_used(metrics),
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            css=Markup(_style()),
+            languages=list(languages),
+            run=run,
+            metrics=metrics,
+            model=model,
+            settings=list(_flattened(run.recipe)),
+            plan=list(_flattened(run.plan)),
+            data_report=list(_flattened({key: value for key, value in run.data.items() if key != "warnings"})),
+            data_warnings=[str(warning) for warning in run.data.get("warnings") or ()],
+            parity=list(_flattened(run.parity or {})),
+            versions=list(_flattened(run.versions)),
+            bars=views.metric_bars(metrics),
+            differences=views.difference_bars(metrics["comparisons"]),
+            verdict=views.hardest_comparison(metrics),
+            curves=views.curves(run.events, _best_metric(run.recipe)),
+            matrix=views.matrix(model),
+            length=views.slice_bars(metrics, "length"),
+            truncation=views.slice_bars(metrics, "truncation"),
+            reliability=views.reliability(model["calibration"]),
+            data_parts=views.data_parts(metrics),
+            methods=views.methods_used(metrics),
+        )
     )
 
 

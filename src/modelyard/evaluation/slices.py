@@ -1,4 +1,5 @@
-"""Parts of the test set: by length of the document, and whole against truncated ones; and how long documents are.
+"""Parts of the test set: by length of the document, and whole against truncated ones; and how long documents
+are.
 
 Legend: N examples.
 """
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 from modelyard.evaluation.predictions import EvaluatedSplit, Outcomes
 from modelyard.evaluation.statistics import MIN_EXAMPLES, proportion
 
-LENGTH_EDGES_TOKENS = (128, 512, 1024, 2048, 4096)  # where models are cut: sentences, BERT, half and whole Longformer
+LENGTH_EDGES_TOKENS = (
+    128,
+    512,
+    1024,
+    2048,
+    4096,
+)  # where models are cut: sentences, BERT, half and whole Longformer
 _SHORT_TOKENS = 512
 _HISTOGRAM_BINS = 32
 
@@ -23,10 +30,12 @@ Slice = dict[str, Any]
 
 
 def length_slices(full_lengths: NDArray[Any], systems: Mapping[str, Outcomes], confidence: float) -> list[Slice]:
-    """Accuracy of each system in buckets of document length (tokens before truncation); empty buckets are left out.
+    """Accuracy of each system in buckets of document length (tokens before truncation); empty buckets are
+    left out.
 
-    Fixed edges where a document is longer than 512 tokens, else quartiles. Each slice has ``over_tokens`` (exclusive),
-    ``up_to_tokens`` (inclusive; None: no upper end), ``n``, ``too_few`` (below 30: no claim) and ``accuracy`` by system.
+    Fixed edges where a document is longer than 512 tokens, else quartiles. Each slice has ``over_tokens``
+    (exclusive), ``up_to_tokens`` (inclusive; None: no upper end), ``n``, ``too_few`` (below 30: no claim) and
+    ``accuracy`` by system.
     """
     if len(full_lengths) == 0:
         return []
@@ -40,9 +49,7 @@ def length_slices(full_lengths: NDArray[Any], systems: Mapping[str, Outcomes], c
     for low, high in zip(edges, [*edges[1:], None], strict=True):
         inside = (full_lengths > low) & (full_lengths <= (longest if high is None else high))
         if inside.any():
-            slices.append(
-                {"over_tokens": low, "up_to_tokens": high, **_accuracy_inside(inside, systems, confidence)}
-            )
+            slices.append({"over_tokens": low, "up_to_tokens": high, **_accuracy_inside(inside, systems, confidence)})
     return slices
 
 
@@ -51,9 +58,7 @@ def truncation_slices(truncated: NDArray[np.bool_], systems: Mapping[str, Outcom
     if not truncated.any():
         return []
     parts = [("whole", ~truncated), ("truncated", truncated)]
-    return [
-        {"part": name, **_accuracy_inside(inside, systems, confidence)} for name, inside in parts if inside.any()
-    ]
+    return [{"part": name, **_accuracy_inside(inside, systems, confidence)} for name, inside in parts if inside.any()]
 
 
 def _accuracy_inside(inside: NDArray[np.bool_], systems: Mapping[str, Outcomes], confidence: float) -> Slice:

@@ -1,9 +1,10 @@
-"""Uncertainty: intervals of metrics, comparisons of two models on the same examples, and what a test set can show at all.
+"""Uncertainty: intervals of metrics, comparisons of two models on the same examples, and what a test set can
+show at all.
 
 Legend: N examples, C classes, K cells (distinct tuples of label and predictions), R resamples, M statistics.
 
-Resampling rows is the same as drawing the counts of the cells from a multinomial, which costs K numbers a resample
-instead of N; so a bootstrap over 100,000 examples takes no longer than one over 100.
+Resampling rows is the same as drawing the counts of the cells from a multinomial, which costs K numbers a
+resample instead of N; so a bootstrap over 100,000 examples takes no longer than one over 100.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Statistic = Callable[[NDArray[np.int64]], Values]
 class Estimate:
     """A value with its interval. n: examples it rests on.
 
-    method: ``wilson``, ``wilson-f1``, ``wilson-average``, ``bca-bootstrap``, ``percentile-bootstrap``, ``student-t``, or
-    ``none`` when so few examples allow no interval; low and high are None then.
+    method: ``wilson``, ``wilson-f1``, ``wilson-average``, ``bca-bootstrap``, ``percentile-bootstrap``,
+    ``student-t``, or ``none`` when so few examples allow no interval; low and high are None then.
     """
 
     value: float
@@ -44,10 +45,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Model `a` against model `b` on the same `n` examples; all differences are a minus b, as shares (0.01 is one point).
+    """Model `a` against model `b` on the same `n` examples; all differences are a minus b, as shares (0.01 is
+    one point).
 
-    difference, low, high: of the accuracy. p_value: of the exact McNemar test, Holm-adjusted when there were several.
-    minimum_detectable: the smallest difference that this test set shows with a power of 80%.
+    difference, low, high: of the accuracy. p_value: of the exact McNemar test, Holm-adjusted when there were
+    several. minimum_detectable: the smallest difference that this test set shows with a power of 80%.
     num_only_a, num_only_b: examples that only the one or only the other got right.
     f1_difference: of the macro F1, with a paired bootstrap interval.
     """
@@ -94,8 +96,9 @@ def proportion(successes: int, n: int, confidence: float = 0.95) -> Estimate:
 def f1_proportion(correct: int, support: int, predicted: int, confidence: float = 0.95) -> Estimate:
     """F1 of one class with the indirect Wilson interval (Lam, Gopal and Qian 2023, arXiv 2309.14621).
 
-    F1 = 2J / (1 + J) grows with J, the share of right ones among the examples that are of the class or predicted as it;
-    J is a proportion, so its Wilson bounds carry over and stay honest for a class with one example.
+    F1 = 2J / (1 + J) grows with J, the share of right ones among the examples that are of the class or
+    predicted as it; J is a proportion, so its Wilson bounds carry over and stay honest for a class with one
+    example.
     """
     involved = support + predicted - correct
     share = proportion(correct, involved, confidence)
@@ -118,8 +121,8 @@ def mean(values: Values, confidence: float = 0.95) -> Estimate:
 def macro_estimates(confusion: Counts, *, confidence: float, num_resamples: int, seed: int) -> dict[str, Estimate]:
     """Macro precision, recall and F1, and weighted F1 as ``f1_weighted``, each with a BCa bootstrap interval.
 
-    Where no resample differs (a perfect result, say) a bootstrap would claim certainty; the average of the classes'
-    Wilson bounds stands in, which is wider than needed rather than too narrow.
+    Where no resample differs (a perfect result, say) a bootstrap would claim certainty; the average of the
+    classes' Wilson bounds stands in, which is wider than needed rather than too narrow.
     """
     labels, predicted = np.nonzero(confusion)
     cells = _Cells(labels, predicted, len(confusion))
@@ -209,9 +212,9 @@ def bootstrap(
 ) -> list[Estimate]:
     """Bias-corrected and accelerated intervals (Efron 1987) of M statistics of cell counts.
 
-    counts: (K,), all positive. statistic: (R, K) counts to (R, M) values. Where the correction is undefined (all
-    resamples on one side of the estimate, or leave-one-out values that never change) the percentile interval is given,
-    and `method` says so.
+    counts: (K,), all positive. statistic: (R, K) counts to (R, M) values. Where the correction is undefined
+    (all resamples on one side of the estimate, or leave-one-out values that never change) the percentile
+    interval is given, and `method` says so.
     """
     n = int(counts.sum())
     observed = statistic(counts[None, :])[0]
@@ -239,7 +242,9 @@ def bootstrap(
 
 
 def _acceleration(counts: NDArray[np.int64], statistic: Statistic, chunk: int) -> Values:
-    """(M,) skewness over six of the leave-one-out values; leaving out any example of a cell gives the same value."""
+    """(M,) skewness over six of the leave-one-out values; leaving out any example of a cell gives the same
+    value.
+    """
     num_cells = len(counts)
     left_out = np.concatenate(
         [
@@ -270,9 +275,10 @@ def compare(
 ) -> Comparison:
     """Two models on the same examples: labels, predicted_a, predicted_b are (N,) in 0 .. C-1, aligned.
 
-    The p-value is McNemar's exact one: among the examples that only one of both got right, is either favoured? The
-    interval is the paired BCa bootstrap's, widened where the exact interval of the same binomial reaches further, so that
-    interval and test never contradict each other (with few such examples a bootstrap is too sure of itself).
+    The p-value is McNemar's exact one: among the examples that only one of both got right, is either
+    favoured? The interval is the paired BCa bootstrap's, widened where the exact interval of the same
+    binomial reaches further, so that interval and test never contradict each other (with few such examples a
+    bootstrap is too sure of itself).
     """
     n = len(labels)
     if n == 0:
@@ -299,7 +305,7 @@ def compare(
         low = min(low, (2 * float(share.low) - 1) * discordant / n)
         high = max(high, (2 * float(share.high) - 1) * discordant / n)
         p_value = float(test.pvalue)
-    else:  # never a disagreement: the bootstrap has no spread, but one may still be met in the next n examples
+    else:  # no disagreement gives the bootstrap no spread, but the next n examples may hold one
         bound = proportion(0, n, confidence).high or 0.0
         low, high = -bound, bound
     if f1.low == f1.high:
@@ -312,17 +318,20 @@ def compare(
 
 
 def minimum_detectable_difference(n: int, disagreement: float, confidence: float = 0.95, power: float = POWER) -> float:
-    """The smallest difference of accuracy that McNemar's test shows with the given power on n examples (0 to 1).
+    """The smallest difference of accuracy that McNemar's test shows with the given power on n examples (0 to
+    1).
 
-    disagreement: share d of the examples that exactly one of both models gets right. From the sample size of McNemar's
-    test (Connor 1987, Biometrics 43), sqrt(n) * x = z_a * sqrt(d) + z_b * sqrt(d - x**2), solved for x:
-    x = sqrt(d) * k with k = (z_a sqrt(n) + z_b sqrt(n + z_b**2 - z_a**2)) / (n + z_b**2). A difference larger than d needs
-    more disagreement than was seen; then at least d = x, which gives x = k**2. The idea of printing it: Card et al. 2020.
+    disagreement: share d of the examples that exactly one of both models gets right. From the sample size of
+    McNemar's test (Connor 1987, Biometrics 43), sqrt(n) * x = z_a * sqrt(d) + z_b * sqrt(d - x**2), solved
+    for x: x = sqrt(d) * k with k = (z_a sqrt(n) + z_b sqrt(n + z_b**2 - z_a**2)) / (n + z_b**2). A difference
+    larger than d needs more disagreement than was seen; then at least d = x, which gives x = k**2. The idea
+    of printing it: Card et al. 2020.
     """
     z_a, z_b = float(stats.norm.ppf((1 + confidence) / 2)), float(stats.norm.ppf(power))
     inner = max(0.0, n + z_b**2 - z_a**2)
     k = (z_a * np.sqrt(n) + z_b * np.sqrt(inner)) / (n + z_b**2)
-    return float(min(1.0, max(np.sqrt(disagreement) * k, k**2)))
+    fewest = np.ceil(np.log2(2 / (1 - confidence)))  # disagreements that the exact test needs to show anything
+    return float(min(1.0, max(np.sqrt(disagreement) * k, k**2, fewest / n)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -336,7 +345,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons with p-values adjusted for their number, and `method` saying so when there are several."""
+    """The same comparisons with p-values adjusted for their number, and `method` saying so when there are
+    several.
+    """
     if len(comparisons) < 2:
         return list(comparisons)
     adjusted = holm([comparison.p_value for comparison in comparisons])

@@ -1,4 +1,5 @@
-"""What the report's templates draw: positions, paths and rows made of the values in ``metrics.json`` and ``events.jsonl``.
+"""What the report's templates draw: positions, paths and rows made of the values in ``metrics.json`` and
+``events.jsonl``.
 
 Nothing here knows a language; the templates add the words.
 """
@@ -34,7 +35,9 @@ def _ends(estimates: Sequence[Mapping[str, Any]]) -> Iterator[float]:
 
 
 def _tones(systems: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The colour of each system by name: ``model`` for the one judged, ``other`` for further models, ``baseline``."""
+    """The colour of each system by name: ``model`` for the one judged, ``other`` for further models,
+    ``baseline``.
+    """
     tones = {system["name"]: "baseline" if system["kind"] == "baseline" else "other" for system in systems}
     return tones | {systems[0]["name"]: "model"}
 
@@ -49,7 +52,11 @@ def metric_bars(metrics: Mapping[str, Any]) -> View:
         {
             "metric": metric,
             "rows": [
-                {"name": system["name"], "tone": tones[system["name"]], **_bar(system["metrics"][metric], scale)}
+                {
+                    "name": system["name"],
+                    "tone": tones[system["name"]],
+                    **_bar(system["metrics"][metric], scale),
+                }
                 for system in systems
             ],
         }
@@ -76,7 +83,7 @@ def verdict_of(comparison: Mapping[str, Any]) -> str:
 
 
 def hardest_comparison(metrics: Mapping[str, Any]) -> View | None:
-    """The comparison with the most accurate baseline (or other system where there is none), for the headline."""
+    """The comparison with the most accurate baseline (else with the best other system), for the headline."""
     systems = {system["name"]: system for system in metrics["systems"]}
     comparisons = metrics["comparisons"]
     candidates = [entry for entry in comparisons if systems[entry["b"]]["kind"] == "baseline"] or comparisons
@@ -101,7 +108,8 @@ def curves(events: Sequence[Mapping[str, Any]], best_metric: str) -> View | None
         return None
     smooth, raw = thinned(smoothed(training)), thinned(training)
     x = axis([0.0, *(step for step, _ in (*training, *validation))])
-    # One wild first step must not flatten the rest: the axis follows the smoothed line, the raw one may leave it.
+    # One wild first step must not flatten the rest: the axis follows the smoothed line, the raw one may leave
+    # it.
     y = axis([*(loss for _, loss in (*smooth, *validation))], 4, floor=0.0)
     best = _best_step(evaluations, best_metric)
     shared = {"x_ticks": _ticks(x), "best": best, "best_at": None if best is None else x.position(best)}
@@ -127,14 +135,10 @@ def _best_step(evaluations: Mapping[int, Mapping[str, Any]], metric: str) -> int
     return -(min(values, key=lambda pair: (pair[0], -pair[1])) if metric == "loss" else max(values))[1]
 
 
-def _metric_chart(
-    evaluations: Mapping[int, Mapping[str, Any]], best_metric: str, x: Axis, shared: View
-) -> View | None:
+def _metric_chart(evaluations: Mapping[int, Mapping[str, Any]], best_metric: str, x: Axis, shared: View) -> View | None:
     names = ["accuracy", "f1" if best_metric == "loss" else best_metric]
     series = {
-        name: [
-            (float(step), float(event[name])) for step, event in sorted(evaluations.items()) if _has(event, name)
-        ]
+        name: [(float(step), float(event[name])) for step, event in sorted(evaluations.items()) if _has(event, name)]
         for name in dict.fromkeys(names)
     }
     values = [value for points in series.values() for _, value in points]
@@ -175,7 +179,9 @@ def matrix(model: Mapping[str, Any]) -> View:
 
 
 def slice_bars(metrics: Mapping[str, Any], kind: str) -> View | None:
-    """Accuracy of the models and the best baseline in each slice, on one axis; None with fewer than two slices."""
+    """Accuracy of the models and the best baseline in each slice, on one axis; None with fewer than two
+    slices.
+    """
     slices = metrics["slices"][kind]
     if len(slices) < 2:
         return None
@@ -189,9 +195,7 @@ def slice_bars(metrics: Mapping[str, Any], kind: str) -> View | None:
     groups = [
         {
             **{key: value for key, value in part.items() if key != "accuracy"},
-            "rows": [
-                {"name": name, "tone": tones[name], **_bar(part["accuracy"][name], scale)} for name in shown
-            ],
+            "rows": [{"name": name, "tone": tones[name], **_bar(part["accuracy"][name], scale)} for name in shown],
         }
         for part in slices
     ]
@@ -223,7 +227,12 @@ def data_parts(metrics: Mapping[str, Any]) -> list[View]:
             continue
         counts = part["class_counts"]
         classes = [
-            {"label": label, "count": count, "share": count / part["n"], "width": round(100 * count / max(counts), 2)}
+            {
+                "label": label,
+                "count": count,
+                "share": count / part["n"],
+                "width": round(100 * count / max(counts), 2),
+            }
             for label, count in zip(metrics["labels"], counts, strict=True)
         ]
         classes.sort(key=lambda entry: -entry["count"])
@@ -260,5 +269,13 @@ def methods_used(metrics: Mapping[str, Any]) -> list[str]:
         for metric in ("precision", "recall", "f1")
         if row[metric] is not None
     }
-    order = ("wilson", "wilson-f1", "bca-bootstrap", "percentile-bootstrap", "wilson-average", "student-t", "none")
+    order = (
+        "wilson",
+        "wilson-f1",
+        "bca-bootstrap",
+        "percentile-bootstrap",
+        "wilson-average",
+        "student-t",
+        "none",
+    )
     return [method for method in order if method in used]

@@ -15,7 +15,9 @@ LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 @cache
 def catalogue(language: Language) -> Mapping[str, str]:
-    """All messages of a language by dotted key (``comparison.better``), from ``templates/report.<language>.yaml``."""
+    """All messages of a language by dotted key (``comparison.better``), from
+    ``templates/report.<language>.yaml``.
+    """
     text = (files("modelyard.evaluation") / "templates" / f"report.{language}.yaml").read_text(encoding="utf-8")
     messages: dict[str, str] = {}
 

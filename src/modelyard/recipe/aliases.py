@@ -54,9 +54,7 @@ def read_aliases() -> tuple[dict[str, Alias], dict[str, Refusal]]:
         paths = tuple(tuple(target.split(".")) for target in targets)
         renamed[name] = Alias(name, paths, entry.get("values", {}), entry.get("note", ""))
     refused = {
-        name: Refusal(
-            name, entry["section"], entry["because"], entry["hint"], tuple(entry.get("harmless", ()))
-        )
+        name: Refusal(name, entry["section"], entry["because"], entry["hint"], tuple(entry.get("harmless", ())))
         for name, entry in table["refused"].items()
     }
     return renamed, refused
@@ -89,11 +87,7 @@ def _sections(root: Node) -> list[tuple[KeyPath, Node]]:
     """The recipe and all its sections that were given, the outermost first."""
     found: list[tuple[KeyPath, Node]] = [((), root)]
     for path, field in all_fields().items():
-        if (
-            field.section is not None
-            and (node := find(root, path)) is not None
-            and isinstance(node.content, dict)
-        ):
+        if field.section is not None and (node := find(root, path)) is not None and isinstance(node.content, dict):
             found.append((path, node))
     return found
 
@@ -131,9 +125,7 @@ def _target(alias: Alias, section_path: KeyPath) -> KeyPath | None:
     return next((target for target in alias.targets if target[:-1] == section_path), None)
 
 
-def _move(
-    root: Node, alias: Alias, node: Node, section_path: KeyPath, target: KeyPath, problems: list[Problem]
-) -> str:
+def _move(root: Node, alias: Alias, node: Node, section_path: KeyPath, target: KeyPath, problems: list[Problem]) -> str:
     ours = ".".join(target)
     written = node.shown()
     node.alias = alias.name
@@ -177,6 +169,4 @@ def _accumulate(section: Node, problems: list[Problem]) -> list[str]:
     del section.content[_ACCUMULATION]
     product = first * second
     per_device.content = Scalar(str(product), "int")
-    return [
-        f"`{_PER_DEVICE}: {first}` times `{_ACCUMULATION}: {second}` is `training.batch_size: {product}` here"
-    ]
+    return [f"`{_PER_DEVICE}: {first}` times `{_ACCUMULATION}: {second}` is `training.batch_size: {product}` here"]

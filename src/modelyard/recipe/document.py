@@ -75,18 +75,14 @@ def document() -> str:
             parts.append(_table(f"`{field.name}`", str(field.section.__doc__).split("\n")[0], inside))
     parts.append(_alias_tables())
     example = recipe_text(Recipe.model_validate(_EXAMPLE_VALUES))
-    parts.append(
-        f"## A full recipe\n\nEvery key with its value, as a run stores it:\n\n```yaml\n{example}```\n"
-    )
+    parts.append(f"## A full recipe\n\nEvery key with its value, as a run stores it:\n\n```yaml\n{example}```\n")
     return "\n".join(parts)
 
 
 def _table(title: str, summary: str, fields: list[RecipeField]) -> str:
     rows = [f"## {title}\n\n{summary}\n", "| key | value | default | meaning |", "| --- | --- | --- | --- |"]
     for field in fields:
-        rows.append(
-            f"| `{field.path[-1]}` | {field.expected} | {_default(field)} | {field.info.description} |"
-        )
+        rows.append(f"| `{field.path[-1]}` | {field.expected} | {_default(field)} | {field.info.description} |")
     return "\n".join(rows) + "\n"
 
 
@@ -104,9 +100,7 @@ def _alias_tables() -> str:
     for alias in renamed.values():
         ours = " or ".join(f"`{'.'.join(target)}`" for target in alias.targets)
         changes = ", ".join(f"`{theirs}` → `{scalar_text(value)}`" for theirs, value in alias.values.items())
-        rows.append(
-            f"| `{alias.name}` | {ours} | {'; '.join(filter(None, [changes, alias.note])) or 'the same'} |"
-        )
+        rows.append(f"| `{alias.name}` | {ours} | {'; '.join(filter(None, [changes, alias.note])) or 'the same'} |")
     rows.append(_REFUSED.rstrip("\n"))
     rows += [f"| `{refusal.name}` | {refusal.because} | {refusal.hint} |" for refusal in refused.values()]
     return "\n".join(rows) + "\n"

@@ -104,9 +104,7 @@ def _expected_scalar(kind: type, metadata: list[Any]) -> str:
     words = _KINDS[kind]
     limits = []
     for limit, phrase in _LIMITS.items():
-        limits += [
-            phrase.format(f"{getattr(m, limit):g}") for m in metadata if getattr(m, limit, None) is not None
-        ]
+        limits += [phrase.format(f"{getattr(m, limit):g}") for m in metadata if getattr(m, limit, None) is not None]
     multiple = [m.multiple_of for m in metadata if getattr(m, "multiple_of", None) is not None]
     limits += ["even" if m == 2 else f"a multiple of {m}" for m in multiple]
     if kind is str and any(getattr(m, "min_length", None) for m in metadata):

@@ -24,9 +24,7 @@ _CORE_SCALARS = {
     "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
-_MAX_NUMBER_CHARACTERS = (
-    100  # longer ones are kept as text; Python refuses integers of more than 4,300 digits
-)
+_MAX_NUMBER_CHARACTERS = 100  # longer ones are kept as text; Python refuses integers of more than 4,300 digits
 _FIRST_CHARACTERS = {"null": "~nN", "bool": "tTfF", "int": "-+0123456789", "float": "-+.0123456789"}
 
 
@@ -115,9 +113,7 @@ def read_recipe_text(path: Path) -> str:
     """
     if path.is_dir():
         inside = _recipes_in(path)
-        raise RecipeError(
-            f"{path} is a folder, expected a recipe (a .yaml file)", hint=_name_one(inside, path)
-        )
+        raise RecipeError(f"{path} is a folder, expected a recipe (a .yaml file)", hint=_name_one(inside, path))
     if not path.exists():
         inside = _recipes_in(path.parent)
         raise RecipeError(f"there is no recipe {path}", hint=_name_one(inside, path.parent))
@@ -215,9 +211,7 @@ class _Tree:
         self.num_nodes += 1
         where = self.place(node)
         if id(node) in above or self.num_nodes > MAX_RECIPE_NODES:
-            raise RecipeError(
-                "a YAML alias (*) repeats itself without end", where=where, hint="write the values out"
-            )
+            raise RecipeError("a YAML alias (*) repeats itself without end", where=where, hint="write the values out")
         inside = (*above, id(node))
         content: Scalar | list[Node] | dict[str, Node]
         if isinstance(node, yaml.MappingNode):
@@ -244,9 +238,7 @@ class _Tree:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 self.problems.append(
-                    Problem(
-                        self.place(key), "a key must be text, not a list or mapping", "write `key: value`"
-                    )
+                    Problem(self.place(key), "a key must be text, not a list or mapping", "write `key: value`")
                 )
                 continue
             if key.value in content:

@@ -27,9 +27,7 @@ def to_values(root: Node, problems: list[Problem]) -> tuple[dict[str, Any], Plac
     return values, places
 
 
-def _mapping(
-    node: Node, path: KeyPath, problems: list[Problem], places: dict[KeyPath, Node]
-) -> dict[str, Any]:
+def _mapping(node: Node, path: KeyPath, problems: list[Problem], places: dict[KeyPath, Node]) -> dict[str, Any]:
     places[path] = node
     values: dict[str, Any] = {}
     assert isinstance(node.content, dict)

@@ -84,9 +84,7 @@ def _lines(section: BaseModel, above: tuple[str, ...], reasons: Mapping[str, str
             lines += [f"{indent}{key}:", *_lines(value, path, reasons)]
         else:
             reason = comment_text(reasons.get(".".join(path), ""))
-            lines.append(
-                f"{indent}{key}: {scalar_text(value)}" + (f"  # derived: {reason}" if reason else "")
-            )
+            lines.append(f"{indent}{key}: {scalar_text(value)}" + (f"  # derived: {reason}" if reason else ""))
     return lines
 
 

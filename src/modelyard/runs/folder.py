@@ -48,11 +48,7 @@ class RunFolder:
         """A run that exists. Raises InputError when `path` holds none."""
         run = cls(path)
         if not run.recipe.is_file():
-            found = (
-                sorted(p.parent.name for p in path.parent.glob("*/recipe.yaml"))
-                if path.parent.is_dir()
-                else []
-            )
+            found = sorted(p.parent.name for p in path.parent.glob("*/recipe.yaml")) if path.parent.is_dir() else []
             beside = f"; runs beside it: {', '.join(found[:5])}" if found else ""
             raise InputError(
                 f"{path} is not a run: it has no recipe.yaml{beside}",

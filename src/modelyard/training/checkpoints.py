@@ -60,9 +60,7 @@ class Checkpoints:
         """Steps that have a folder, ascending; nothing is said about their files."""
         if not self.folder.is_dir():
             return []
-        return sorted(
-            int(entry.name) for entry in self.folder.iterdir() if entry.is_dir() and entry.name.isdecimal()
-        )
+        return sorted(int(entry.name) for entry in self.folder.iterdir() if entry.is_dir() and entry.name.isdecimal())
 
     def path(self, step: int) -> Path:
         return self.folder / str(step)
@@ -94,9 +92,7 @@ class Checkpoints:
 
     def _check_space(self, learner: Learner) -> None:
         needed = self._expected_bytes(learner)
-        existing = next(
-            parent for parent in (self.folder, *self.folder.absolute().parents) if parent.is_dir()
-        )
+        existing = next(parent for parent in (self.folder, *self.folder.absolute().parents) if parent.is_dir())
         free = shutil.disk_usage(existing).free
         if free < needed:
             raise MachineError(
@@ -108,9 +104,7 @@ class Checkpoints:
         """The newest one's size; before the first, float32 weights and two moments of those that learn."""
         steps = self.steps()
         if steps:
-            return SPARE_BYTES + sum(
-                file.stat().st_size for file in self.path(steps[-1]).rglob("*") if file.is_file()
-            )
+            return SPARE_BYTES + sum(file.stat().st_size for file in self.path(steps[-1]).rglob("*") if file.is_file())
         return SPARE_BYTES + 4 * learner.num_parameters + 8 * learner.num_trainable_parameters
 
     def point(self, progress: Progress) -> None:

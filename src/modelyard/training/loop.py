@@ -87,9 +87,7 @@ def train_learner(
     progress, resumed_from = _begin(learner, store, num_steps, events, resume=resume)
     store.prepare(learner)
     with StopRequest() as stop:
-        training = _Training(
-            learner, steps_of_epoch, evaluate, options, events, store, progress, stop, describe_rows
-        )
+        training = _Training(learner, steps_of_epoch, evaluate, options, events, store, progress, stop, describe_rows)
         training.run()
     return training.finish(resumed_from)
 
@@ -106,9 +104,7 @@ def _begin(
         )
     if not existing:
         if resume:
-            events.append(
-                "note", text=f"nothing to resume: {store.folder} holds no checkpoint; beginning at step 0"
-            )
+            events.append("note", text=f"nothing to resume: {store.folder} holds no checkpoint; beginning at step 0")
         return Progress(steps_per_epoch), None
     found = store.newest_complete()
     for note in found.notes:
@@ -185,9 +181,7 @@ class _Training:
         progress = self.progress
         if progress.best_step is None:
             metric = self.options.best_metric
-            self.events.append(
-                "note", text=f"no evaluation gave a number for {metric}; the last weights are kept"
-            )
+            self.events.append("note", text=f"no evaluation gave a number for {metric}; the last weights are kept")
         best_step = progress.step if progress.best_step is None else progress.best_step
         checkpoint = self.store.verified(best_step)
         if best_step != progress.step:
@@ -201,9 +195,7 @@ class _Training:
             best_value=progress.best_value,
             checkpoint=checkpoint,
             seconds=progress.seconds,
-            stopped="no better evaluation"
-            if progress.epoch <= self.options.num_epochs
-            else "all epochs done",
+            stopped="no better evaluation" if progress.epoch <= self.options.num_epochs else "all epochs done",
             resumed_from=resumed_from,
         )
 
@@ -230,9 +222,7 @@ class _Training:
         outcome = self.learner.step(micro_batches, learning_rate)
         progress.step += 1
         progress.step_in_epoch += 1
-        self.reader.add(
-            micro_batches, outcome, step=progress.step, epoch=progress.epoch, learning_rate=learning_rate
-        )
+        self.reader.add(micro_batches, outcome, step=progress.step, epoch=progress.epoch, learning_rate=learning_rate)
         if self.reader.is_due:
             self._read_losses()
 

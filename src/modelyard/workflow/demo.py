@@ -34,9 +34,7 @@ def _long_documents(
 ) -> dict[str, Any]:
     """The same model twice, on whole documents and cut, judged on the same test examples in one report."""
     cut_folder = folder.with_name(f"{folder.name}-cut-{CUT_TOKENS}")
-    cut = load_recipe(
-        recipe_file, [*overrides, f"design.max_length={CUT_TOKENS}", "evaluation.baseline=none"]
-    ).recipe
+    cut = load_recipe(recipe_file, [*overrides, f"design.max_length={CUT_TOKENS}", "evaluation.baseline=none"]).recipe
     whole = load_recipe(recipe_file, overrides).recipe
     for recipe, target, text in (
         (cut, cut_folder, f"first the same model on documents cut at {CUT_TOKENS} tokens"),

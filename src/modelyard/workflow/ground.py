@@ -163,6 +163,7 @@ def optimizer_spec(recipe: Recipe) -> OptimizerSpec:
         head_multiplier=training.head_multiplier,
         embedding_multiplier=training.embedding_multiplier,
         freeze=training.freeze,
+        average_decay=training.average_decay,
     )
 
 
@@ -190,19 +191,13 @@ def choose_plan(recipe: Recipe, engine: Engine) -> tuple[Plan, Device, Recipe, d
     if precision == "auto":
         precision = "bfloat16" if device.fast_bfloat16 else "float32"
         reasons["training.precision"] = (
-            f"{device.name} computes bfloat16 faster"
-            if device.fast_bfloat16
-            else f"{device.name} has no fast bfloat16"
+            f"{device.name} computes bfloat16 faster" if device.fast_bfloat16 else f"{device.name} has no fast bfloat16"
         )
     if isinstance(training.max_micro_batch_tokens, int):
         tokens = training.max_micro_batch_tokens
     else:
         longest = recipe.design.max_length or 0
-        room = (
-            CPU_MICRO_BATCH_TOKENS
-            if device.kind == "cpu"
-            else int(device.memory_bytes / 1e9 * CUDA_TOKENS_PER_GB)
-        )
+        room = CPU_MICRO_BATCH_TOKENS if device.kind == "cpu" else int(device.memory_bytes / 1e9 * CUDA_TOKENS_PER_GB)
         tokens = max(longest, room)
         reasons["training.max_micro_batch_tokens"] = f"the longest input, or {room:,} for {device.kind}"
     plan = Plan(

@@ -62,9 +62,7 @@ def judge_run(
     )
     metrics_file = run_folder.evaluation / "metrics.json"
     if run_folder.stage_is_current("evaluation", key):
-        log.append(
-            "stage", name="evaluation", state="skipped", reason="the same model, test examples and settings"
-        )
+        log.append("stage", name="evaluation", state="skipped", reason="the same model, test examples and settings")
         return dict(json.loads(metrics_file.read_text(encoding="utf-8")))
     ground = stand_on(recipe, None)
     name = "test" if ground.prepared.test is not None else "validation"
@@ -79,9 +77,7 @@ def judge_run(
         predictor = engine.predictor(run_folder.model, recipe.environment.device)
         clock = _Clock()
         evaluation = judge(
-            clock.timed(
-                _outputs(predictor, split, micro_tokens(ground), ground.prepared.pad_token_id, listeners)
-            ),
+            clock.timed(_outputs(predictor, split, micro_tokens(ground), ground.prepared.pad_token_id, listeners)),
             split,
             ground.prepared.train,
             ground.prepared.labels,

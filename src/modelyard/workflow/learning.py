@@ -105,9 +105,7 @@ def design(ground: Ground, engine: Engine, stage: Stage) -> tuple[Plan, dict[str
     return chosen, value, ground
 
 
-def train_run(
-    recipe: Recipe, run_folder: RunFolder, log: EventLog, listeners: Listeners, *, resume: bool
-) -> str:
+def train_run(recipe: Recipe, run_folder: RunFolder, log: EventLog, listeners: Listeners, *, resume: bool) -> str:
     """Returns the SHA-256 that names the trained model, for the stages that follow."""
     ground = prepare(recipe, rejected_folder=run_folder.data, listeners=listeners, tell=log.append)
     engine = load_engine(recipe.environment.framework)
@@ -187,9 +185,7 @@ def _run_loop(
     )
 
 
-def _write_ground(
-    run_folder: RunFolder, ground: Ground, plan_value: dict[str, Any], engine: Engine, key: str
-) -> None:
+def _write_ground(run_folder: RunFolder, ground: Ground, plan_value: dict[str, Any], engine: Engine, key: str) -> None:
     """What the run stands on, before its first step."""
     write_recipe(ground.recipe, run_folder.recipe, ground.reasons)
     write_json(run_folder.data / "report.json", ground.prepared.report.to_json())
@@ -235,15 +231,11 @@ def model_key_of(run_folder: RunFolder) -> str:
     return file_sha256(run_folder.model / "model.safetensors")
 
 
-def _check_written(
-    engine: Engine, run_folder: RunFolder, ground: Ground, learner: Learner, chosen: Plan
-) -> None:
+def _check_written(engine: Engine, run_folder: RunFolder, ground: Ground, learner: Learner, chosen: Plan) -> None:
     """The model on disk must answer as the one in memory does, before anything is built on it."""
     split = ground.prepared.validation or ground.prepared.train
     predictor = engine.predictor(run_folder.model, chosen.device, chosen.precision)
-    for batch, _ in zip(
-        evaluation_batches(split, 1024, ground.prepared.pad_token_id), range(2), strict=False
-    ):
+    for batch, _ in zip(evaluation_batches(split, 1024, ground.prepared.pad_token_id), range(2), strict=False):
         difference = np.abs(predictor.predict(batch).logits - learner.predict(batch).logits).max()
         assert difference <= 1e-4, f"the written model differs from the trained one by {difference:.2g}"
 
@@ -271,9 +263,7 @@ def _training_facts(result: TrainingResult) -> dict[str, Any]:
 
 
 def _training_text(result: TrainingResult) -> str:
-    best = (
-        "" if result.best_value is None else f"; {result.best_metric} {result.best_value:.3f} on validation"
-    )
+    best = "" if result.best_value is None else f"; {result.best_metric} {result.best_value:.3f} on validation"
     return f"best after epoch {result.best_epoch} of {result.num_epochs}{best}"
 
 

@@ -34,9 +34,7 @@ def ship_run(recipe: Recipe, run_folder: RunFolder, model_key: str, log: EventLo
         }
     )
     if inside and run_folder.stage_is_current("deployment", key):
-        log.append(
-            "stage", name="deployment", state="skipped", reason="the same model, evaluation and settings"
-        )
+        log.append("stage", name="deployment", state="skipped", reason="the same model, evaluation and settings")
         return load_bundle(folder)
     with Stage("deployment", log.append) as stage:
         ground = stand_on(recipe, None)
@@ -77,9 +75,7 @@ def _compare_exported(recipe: Recipe, run_folder: RunFolder, ground: Ground, spl
     return check_parity(((batch, trained.predict(batch).logits) for batch in batches), plain)
 
 
-def _spread_batches(
-    split: Split, pad_token_id: int, num_batches: int = 4, num_examples: int = 64
-) -> list[Batch]:
+def _spread_batches(split: Split, pad_token_id: int, num_batches: int = 4, num_examples: int = 64) -> list[Batch]:
     """Batches of neighbours in length, from the longest examples to the shortest."""
     rows = np.argsort(split.lengths, kind="stable")[::-1]
     size = max(1, min(num_examples, len(rows)) // num_batches)

@@ -110,9 +110,7 @@ def serve(
     serve_app(app, host=host, port=port, on_ready=on_ready)
 
 
-def run(
-    recipe: Recipe, folder: Path | str, *, overwrite: bool = False, listeners: Listeners = ()
-) -> dict[str, Any]:
+def run(recipe: Recipe, folder: Path | str, *, overwrite: bool = False, listeners: Listeners = ()) -> dict[str, Any]:
     """All five stages; returns the content of ``metrics.json``. What did not change since the last time is skipped."""
     run_folder = RunFolder(Path(folder))
     with working(run_folder, listeners, overwrite=overwrite) as log:

@@ -28,9 +28,7 @@ def open_bundle(folder: Path, device: str = "auto") -> tuple[Bundle, TextPredict
     else:
         run_folder = RunFolder.open(folder)
         if not (run_folder.bundle / INFO_FILE).is_file():
-            raise InputError(
-                f"{folder} was not exported yet: it has no bundle/", hint=f"modelyard export {folder}"
-            )
+            raise InputError(f"{folder} was not exported yet: it has no bundle/", hint=f"modelyard export {folder}")
         bundle = load_bundle(run_folder.bundle)
     engine = load_engine("torch")
     chosen, _ = choose_device(engine, device)
@@ -50,9 +48,7 @@ def input_texts(given: str, column: str, standard_input: TextIO) -> Iterator[str
         is_file = False
     if not is_file:
         if path.suffix.lower() in (*TABLES, ".txt") and " " not in given:
-            raise InputError(
-                f"there is no file {given}", hint="check the path, or give the text itself in quotes"
-            )
+            raise InputError(f"there is no file {given}", hint="check the path, or give the text itself in quotes")
         if not given.strip():
             raise InputError("the text is empty", hint='modelyard predict RUN "some text"')
         yield given

@@ -60,9 +60,7 @@ def make_config(windows: list[int], dropout: float = 0.0) -> LongformerConfig:
     )
 
 
-def make_pair(
-    windows: list[int], kind: type[nn.Module] = LongformerModel, dropout: float = 0.0
-) -> tuple[Any, Any]:
+def make_pair(windows: list[int], kind: type[nn.Module] = LongformerModel, dropout: float = 0.0) -> tuple[Any, Any]:
     """Upstream's model and an accelerated copy, both with weights large enough for sharp attention."""
     upstream: Any = kind(make_config(windows, dropout))
     for parameter in upstream.parameters():
@@ -188,9 +186,7 @@ def assert_same_step(upstream: Any, ours: Any, inputs: dict[str, Tensor], **more
     most_global=st.integers(0, 6),
     seed=st.integers(0, 1000),
 )
-def test_forward_and_gradients_match_upstream(
-    windows: list[int], length: int, most_global: int, seed: int
-) -> None:
+def test_forward_and_gradients_match_upstream(windows: list[int], length: int, most_global: int, seed: int) -> None:
     torch.manual_seed(seed)
     upstream, ours = make_pair(windows)
     assert_same_step(upstream.train(), ours.train(), make_inputs(length, most_global=most_global))
@@ -211,9 +207,7 @@ def test_question_answering_with_many_global_tokens_matches_upstream() -> None:
     torch.manual_seed(3)
     upstream, ours = make_pair([8, 4], LongformerForQuestionAnswering)
     ids = torch.randint(3, 40, (2, 61))
-    ids[:, [20, 21, 60]] = (
-        2  # the first 20 tokens are the question: more than half a head's width, so no folding
-    )
+    ids[:, [20, 21, 60]] = 2  # the first 20 tokens are the question: more than half a head's width, so no folding
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert_same_step(upstream.train(), ours.train(), inputs)
 
@@ -234,9 +228,7 @@ def test_output_attentions_match_upstream() -> None:
     for one, other in zip(mine.attentions, theirs.attentions, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     for one, other in zip(mine.global_attentions, theirs.global_attentions, strict=True):
-        torch.testing.assert_close(
-            one, other[:, :, :45], atol=1e-6, rtol=1e-5
-        )  # upstream leaves its padding in
+        torch.testing.assert_close(one, other[:, :, :45], atol=1e-6, rtol=1e-5)  # upstream leaves its padding in
     torch.testing.assert_close(mine.last_hidden_state, theirs.last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
@@ -250,9 +242,7 @@ def test_parameters_are_shared_and_names_kept() -> None:
     assert ours is upstream
     assert accelerate(ours) is upstream
     assert {name: p.data_ptr() for name, p in ours.named_parameters()} == before
-    assert all(
-        isinstance(layer.attention.self, LongformerSelfAttention) for layer in ours.longformer.encoder.layer
-    )
+    assert all(isinstance(layer.attention.self, LongformerSelfAttention) for layer in ours.longformer.encoder.layer)
     again = pickle.loads(pickle.dumps(ours))
     assert list(again.state_dict()) == list(before)
 
@@ -268,9 +258,7 @@ def test_a_saved_model_loads_as_upstreams_own(tmp_path: Any) -> None:
 
 def test_a_model_without_longformer_attention_is_refused() -> None:
     bert = BertModel(
-        BertConfig(
-            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-        )
+        BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     )
     with pytest.raises(InputError, match="BertModel has no Longformer self-attention") as caught:
         accelerate(bert)
@@ -280,9 +268,7 @@ def test_a_model_without_longformer_attention_is_refused() -> None:
 def test_no_token_is_computed_beyond_the_text() -> None:
     ours = accelerate(LongformerModel(make_config([32]))).eval()
     seen: list[tuple[int, ...]] = []
-    ours.encoder.layer[0].register_forward_pre_hook(
-        lambda module, inputs: seen.append(tuple(inputs[0].shape))
-    )
+    ours.encoder.layer[0].register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
     with torch.inference_mode():
         ours(**make_inputs(33))
     assert seen == [(3, 33, 32)]
@@ -306,9 +292,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     _, plain = make_pair([8, 4], dropout=0.3)
     plain.train()
     checkpointed = copy.deepcopy(plain)
-    enable = getattr(
-        checkpointed, "activation_checkpointing_enable", checkpointed.gradient_checkpointing_enable
-    )
+    enable = getattr(checkpointed, "activation_checkpointing_enable", checkpointed.gradient_checkpointing_enable)
     enable()  # the name changed in transformers 5
     inputs = make_inputs(41)
     grads = []
@@ -417,9 +401,7 @@ def test_attention_dropout_is_unbiased_and_only_in_training() -> None:
         draws = torch.stack([attention(hidden, **masks)[0] for _ in range(800)])
     error = (draws.mean(0) - still).abs()
     spread = draws.std(0) / math.sqrt(len(draws))
-    assert (
-        float((error / spread.clamp_min(1e-6)).max()) < 5.5
-    )  # of 2,880 values; 5.5 sigma happens once in 10,000 runs
+    assert float((error / spread.clamp_min(1e-6)).max()) < 5.5  # of 2,880 values; 5.5 sigma happens once in 10,000 runs
     # The same variance as upstream's dropout, so the same probability acts on the same probabilities.
     extra = -30 % 8
     theirs = upstream.encoder.layer[0].attention.self.train()

@@ -76,9 +76,7 @@ def test_a_gpu_that_is_not_there_is_a_machine_error(
 ) -> None:
     monkeypatch.setattr(devices, "_cuda_count", lambda: 0)
     plan = Plan("cuda:0", "float32", 512)
-    with pytest.raises(
-        MachineError, match=r"cuda:0 was asked for, but PyTorch 2.* sees 0 such devices"
-    ) as caught:
+    with pytest.raises(MachineError, match=r"cuda:0 was asked for, but PyTorch 2.* sees 0 such devices") as caught:
         TorchEngine().learner(ModelSpec(None, config_of(), ("a", "b")), OptimizerSpec("adam"), plan)
     assert "--set environment.device=cpu" in caught.value.hint
     assert caught.value.exit_code == 3
@@ -103,9 +101,7 @@ def test_the_trial_of_a_gpu_reports_the_reason(monkeypatch: pytest.MonkeyPatch) 
     assert devices._cuda_failure(0) == "8 x 8 ones squared sum to 0, not to 512"
 
 
-def test_the_reference_is_the_librarys_own_code(
-    checkpoint: Callable[..., Any], make_batch: Callable[..., Any]
-) -> None:
+def test_the_reference_is_the_librarys_own_code(checkpoint: Callable[..., Any], make_batch: Callable[..., Any]) -> None:
     folder, _ = checkpoint("longformer")
     engine, batch = TorchEngine(), make_batch(range(6))
     ours, theirs = engine.predictor(folder, "cpu"), engine.reference_predictor(folder, "cpu")
@@ -123,9 +119,7 @@ def test_cuda_computes_what_the_cpu_computes(
     engine = TorchEngine()
     assert engine.devices()[0].kind == "cuda"
     spec = ModelSpec(None, config_of(family), ("a", "b", "c"), hidden_dropout=0.0, attention_dropout=0.0)
-    steps = [
-        [make_batch(range(start, start + 4)), make_batch(range(start + 4, start + 8))] for start in (0, 8, 16)
-    ]
+    steps = [[make_batch(range(start, start + 4)), make_batch(range(start + 4, start + 8))] for start in (0, 8, 16)]
     losses = {}
     for device in ("cpu", "cuda"):
         learner = engine.learner(spec, OptimizerSpec("adamw"), Plan(device, "float32", 512))

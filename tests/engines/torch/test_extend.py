@@ -85,9 +85,7 @@ def make_inputs(pad: int, length: int = 30) -> dict[str, Tensor]:
         (RobertaForSequenceClassification, ROBERTA),
     ],
 )
-def test_short_texts_get_the_answers_of_the_source(
-    tmp_path: Path, kind: Model, config: Any, faster: bool
-) -> None:
+def test_short_texts_get_the_answers_of_the_source(tmp_path: Path, kind: Model, config: Any, faster: bool) -> None:
     source = save(kind, config, tmp_path / "source")
     extend_to(tmp_path / "source", tmp_path / "long", 200, attention_window=64)
     is_classifier = "Classification" in kind.__name__  # type: ignore[attr-defined]
@@ -104,9 +102,7 @@ def test_short_texts_get_the_answers_of_the_source(
         before = source(**inputs, output_hidden_states=True)
         after = target(**inputs, output_hidden_states=True)
     real = inputs["attention_mask"] == 1
-    torch.testing.assert_close(
-        after.hidden_states[-1][real], before.hidden_states[-1][real], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(after.hidden_states[-1][real], before.hidden_states[-1][real], atol=1e-5, rtol=1e-5)
     name = "logits" if is_classifier else "pooler_output"
     torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=1e-5)
 
@@ -166,8 +162,7 @@ def test_old_names_and_shards_are_read(tmp_path: Path) -> None:
     source = save(BertModel, BERT, tmp_path / "source")
     path = tmp_path / "source" / "model.safetensors"
     old = {
-        "bert."
-        + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
         for name, t in load_file(path).items()
     }
     path.unlink()
@@ -183,9 +178,7 @@ def test_old_names_and_shards_are_read(tmp_path: Path) -> None:
     target = LongformerModel.from_pretrained(tmp_path / "long").eval()
     inputs = make_inputs(0)
     with torch.no_grad():
-        torch.testing.assert_close(
-            target(**inputs).pooler_output, source(**inputs).pooler_output, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(target(**inputs).pooler_output, source(**inputs).pooler_output, atol=1e-5, rtol=1e-5)
 
 
 def test_minilm_keeps_its_answers_and_its_tokenizer(tmp_path: Path) -> None:
@@ -209,16 +202,12 @@ def test_minilm_keeps_its_answers_and_its_tokenizer(tmp_path: Path) -> None:
     with torch.no_grad():
         before = source(**reference).last_hidden_state[real]
         torch.testing.assert_close(target(**inputs).last_hidden_state[real], before, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            accelerate(target)(**inputs).last_hidden_state[real], before, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(accelerate(target)(**inputs).last_hidden_state[real], before, atol=1e-5, rtol=1e-5)
 
 
 def test_a_tokenizer_without_a_class_keeps_its_own(tmp_path: Path) -> None:
     save(BertModel, BERT, tmp_path / "source")
-    (tmp_path / "source" / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"])
-    )
+    (tmp_path / "source" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
     extend_to(tmp_path / "source", tmp_path / "long", 200)
     settings = json.loads((tmp_path / "long" / "tokenizer_config.json").read_text())
     assert settings == {"model_max_length": 200, "tokenizer_class": "BertTokenizer"}

@@ -68,9 +68,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(
 def test_a_step_is_that_of_torch_optim_on_the_weighted_mean(
     name: Any, config_of: ConfigOf, make_batch: MakeBatch
 ) -> None:
-    spec = OptimizerSpec(
-        name, (0.8, 0.95), 1e-6, weight_decay=0.3, max_gradient_norm=0.5, label_smoothing=0.1
-    )
+    spec = OptimizerSpec(name, (0.8, 0.95), 1e-6, weight_decay=0.3, max_gradient_norm=0.5, label_smoothing=0.1)
     learner = learner_of(config_of(), spec)
     other = AutoModelForSequenceClassification.from_config(learner._model.config)
     other.load_state_dict(learner._model.state_dict())
@@ -183,9 +181,7 @@ def test_initial_weights_follow_the_seed(config_of: ConfigOf) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "longformer"])
-def test_activation_checkpointing_changes_no_gradient(
-    family: str, config_of: ConfigOf, make_batch: MakeBatch
-) -> None:
+def test_activation_checkpointing_changes_no_gradient(family: str, config_of: ConfigOf, make_batch: MakeBatch) -> None:
     plain = learner_of(config_of(family), dropout=0.2)
     lean = learner_of(config_of(family), dropout=0.2, plan=replace(PLAN, activation_checkpointing=True))
     assert any(getattr(module, "gradient_checkpointing", False) for module in lean._model.modules())
@@ -280,9 +276,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(
     other.save(tmp_path)
     learner = learner_of(config_of())
     before = weights(learner)
-    with pytest.raises(
-        InputError, match=r"does not fit this model: bert\.encoder\.layer\.1.* has shape none there"
-    ):
+    with pytest.raises(InputError, match=r"does not fit this model: bert\.encoder\.layer\.1.* has shape none there"):
         learner.load(tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
 
@@ -332,14 +326,10 @@ def test_a_full_disk_is_an_oserror_as_the_system_said_it(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
-        RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
-        ),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
     ],
 )
-def test_too_little_memory_says_what_to_change(
-    error: RuntimeError, config_of: ConfigOf, make_batch: MakeBatch
-) -> None:
+def test_too_little_memory_says_what_to_change(error: RuntimeError, config_of: ConfigOf, make_batch: MakeBatch) -> None:
     learner = learner_of(config_of())
 
     def fail(**_: object) -> None:
@@ -379,18 +369,14 @@ def test_a_failing_compiler_says_how_to_go_on(config_of: ConfigOf, make_batch: M
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch, about itself
-def test_compile_computes_the_same(
-    config_of: ConfigOf, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compile_computes_the_same(config_of: ConfigOf, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     # Generating and compiling C++ takes half a minute; everything before it is the same with this back end.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = learner_of(config_of(num_hidden_layers=1))
     compiled = learner_of(config_of(num_hidden_layers=1), plan=replace(PLAN, compile=True))
     for rows in (range(4), range(7)):
         step = [make_batch(rows)]
-        assert compiled.step(step, 1e-3).loss.item() == pytest.approx(
-            plain.step(step, 1e-3).loss.item(), abs=1e-5
-        )
+        assert compiled.step(step, 1e-3).loss.item() == pytest.approx(plain.step(step, 1e-3).loss.item(), abs=1e-5)
 
 
 def test_a_longformer_cannot_be_compiled(config_of: ConfigOf) -> None:
@@ -409,3 +395,41 @@ def test_state_says_its_format(config_of: ConfigOf, tmp_path: Path) -> None:
     learner = learner_of(config_of())
     learner.save(tmp_path)
     assert json.loads((tmp_path / "state.json").read_text())["format"] == 1
+
+
+AVERAGED = replace(ADAMW, average_decay=0.9)
+
+
+def test_the_average_is_what_predicts_and_is_written(
+    config_of: ConfigOf, make_batch: MakeBatch, tmp_path: Path
+) -> None:
+    """Against the definition, followed by hand on the weights that each step left."""
+    learner, batch = learner_of(config_of(), AVERAGED), make_batch(range(6))
+    expected = weights(learner)
+    for step in range(1, 6):
+        learner.step([batch], 1e-2)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = {name: decay * expected[name] + (1 - decay) * each for name, each in weights(learner).items()}
+    raw = weights(learner)
+    learner.write_model(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for name, parameter in loaded.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-5, atol=1e-6)
+    ids, mask = (torch.tensor(batch.arrays[name]) for name in ("input_ids", "attention_mask"))
+    with torch.inference_mode():
+        logits = loaded.train(False)(input_ids=ids, attention_mask=mask).logits.numpy()
+    np.testing.assert_allclose(learner.predict(batch).logits, logits, atol=1e-5)
+    for name, tensor in weights(learner).items():  # training goes on from its own weights
+        assert torch.equal(tensor, raw[name])
+
+
+def test_the_average_is_kept_in_checkpoints(config_of: ConfigOf, make_batch: MakeBatch, tmp_path: Path) -> None:
+    batch = make_batch(range(6))
+    first, second = (learner_of(config_of(), AVERAGED) for _ in range(2))
+    for _ in range(3):
+        first.step([batch], 1e-2)
+    first.save(tmp_path)
+    second.load(tmp_path)
+    for learner in (first, second):
+        learner.step([batch], 1e-2)
+    np.testing.assert_array_equal(first.predict(batch).logits, second.predict(batch).logits)

@@ -66,9 +66,7 @@ def test_a_head_for_another_number_of_labels_is_new_and_said(checkpoint: Checkpo
 def test_a_head_for_other_labels_is_kept_and_said(checkpoint: Checkpoint) -> None:
     folder, saved = checkpoint(labels=("x", "y", "z"))
     built = build_model(ModelSpec(folder, {}, LABELS), seed=0)
-    assert torch.equal(
-        built.model.get_parameter("classifier.weight"), saved.get_parameter("classifier.weight")
-    )
+    assert torch.equal(built.model.get_parameter("classifier.weight"), saved.get_parameter("classifier.weight"))
     (note,) = built.notes
     assert note == "the checkpoint's head is kept, though it was trained for x, y, z; now it learns a, b, c"
     folder, _ = checkpoint(labels=("LABEL_0", "LABEL_1", "LABEL_2"))
@@ -151,10 +149,7 @@ def test_a_bert_is_extended_to_long_texts(checkpoint: Checkpoint) -> None:
     assert torch.allclose(logits(built.model), logits(saved), atol=1e-5)
     ids = torch.randint(4, 60, (1, 250))
     assert built.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, 3)
-    assert (
-        build_model(ModelSpec(folder, {}, LABELS, extend_to=600), seed=0).model.config.attention_window
-        == [512] * 2
-    )
+    assert build_model(ModelSpec(folder, {}, LABELS, extend_to=600), seed=0).model.config.attention_window == [512] * 2
 
 
 def test_a_folder_without_config_is_an_error(tmp_path: Path) -> None:
@@ -203,9 +198,7 @@ def test_missing_weights_are_named(checkpoint: Checkpoint) -> None:
     for name in [name for name in weights if ".layer.1." in name]:
         del weights[name]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        InputError, match=r"bert\.encoder\.layer\.1\..* and 13 more missing or of another shape"
-    ):
+    with pytest.raises(InputError, match=r"bert\.encoder\.layer\.1\..* and 13 more missing or of another shape"):
         build_model(ModelSpec(folder, {}, LABELS), seed=0)
     with pytest.raises(InputError, match=r"lacks weights: bert\.encoder\.layer\.1\."):
         load_model(folder)
@@ -215,9 +208,7 @@ def test_weights_of_another_shape_are_named(checkpoint: Checkpoint) -> None:
     folder, _ = checkpoint()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
-    with pytest.raises(
-        InputError, match=r"bert\.embeddings\.word_embeddings\.weight missing or of another shape"
-    ):
+    with pytest.raises(InputError, match=r"bert\.embeddings\.word_embeddings\.weight missing or of another shape"):
         build_model(ModelSpec(folder, {}, LABELS), seed=0)
 
 

@@ -26,9 +26,7 @@ SMALL = {
 def model_of(family: str, config_of: Callable[..., dict[str, Any]]) -> PreTrainedModel:
     keys = SMALL[family] if family in SMALL else config_of(family)
     keys = {key: value for key, value in keys.items() if key != "model_type"}
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-        AutoConfig.for_model(family, **keys)
-    )
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **keys))
     return model
 
 
@@ -71,9 +69,7 @@ def test_parts_of_many_families(
     assert set(parts) == {name for name, _ in model.named_parameters()}
     assert parts[embedding] == "embeddings" and parts[head] == "head"
     assert {part for name, part in parts.items() if name.startswith(layer)} == {"encoder"}
-    words = next(
-        name for name, each in model.named_parameters() if each is model.get_input_embeddings().weight
-    )
+    words = next(name for name, each in model.named_parameters() if each is model.get_input_embeddings().weight)
     assert parts[words] == "embeddings"
 
 

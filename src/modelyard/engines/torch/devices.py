@@ -38,8 +38,7 @@ def require_device(name: str) -> torch.device:
     if index >= count:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise MachineError(
-            f"the device {name} was asked for, but PyTorch {torch.__version__} ({built}) sees {count} such "
-            "devices",
+            f"the device {name} was asked for, but PyTorch {torch.__version__} ({built}) sees {count} such devices",
             hint="--set environment.device=cpu, or install a PyTorch built for the GPU's driver",
         )
     failure = _cuda_failure(index)

@@ -114,9 +114,7 @@ def extend_to(
     Nothing is left behind when it fails: ``target_folder`` appears whole or not at all. Raises InputError.
     """
     if target_folder.exists():
-        raise InputError(
-            f"{target_folder} exists already.", hint="name a new folder, or remove the old one first"
-        )
+        raise InputError(f"{target_folder} exists already.", hint="name a new folder, or remove the old one first")
     source = _read(source_folder)
     positions = int(source.config.max_position_embeddings) - source.offset
     if max_positions < positions:

@@ -31,6 +31,7 @@ from modelyard.errors import InputError, MachineError
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "state.json"
 FORMAT = 1
 
@@ -106,6 +107,10 @@ class TorchLearner:
         self._model = self._predictor.model.train()
         freeze_parts(self._model, optimizer.freeze)
         self._optimizer = build_optimizer(self._model, optimizer)
+        # Not the optimiser's weights but their moving average, where the recipe asks for one.
+        self._average: dict[str, Tensor] = {}
+        if optimizer.average_decay is not None:
+            self._average = {name: each.detach().clone() for name, each in self._learning().items()}
         if plan.activation_checkpointing:
             _enable_activation_checkpointing(self._model)
         if plan.compile:
@@ -138,6 +143,7 @@ class TorchLearner:
             norm = self._clip_gradients()
             self._update(learning_rate, skip=~(torch.isfinite(norm) & torch.isfinite(loss)))
         self._num_steps += 1
+        self._follow()
         return StepOutcome(
             loss=loss,
             gradient_norm=norm,
@@ -147,13 +153,16 @@ class TorchLearner:
 
     def predict(self, batch: Batch) -> Predictions:
         """Logits (B, C) float32 in evaluation mode; training goes on as if this had not been asked."""
-        return self._predictor.predict(batch)
+        with self._averaged():
+            return self._predictor.predict(batch)
 
     def save(self, folder: Path) -> None:
         """Write all weights and buffers, the optimiser's moments, and the number of steps done. No pickle."""
         with _disk_errors():
             _write_tensors(self._tensors(), folder / MODEL_FILE)
             _write_tensors(self._moments(), folder / OPTIMIZER_FILE)
+            if self._average:
+                _write_tensors(self._average, folder / AVERAGE_FILE)
         state = {"format": FORMAT, "num_steps": self._num_steps, "optimizer": self._spec.name}
         (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
@@ -165,6 +174,7 @@ class TorchLearner:
         try:
             state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
             weights, moments = load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE)
+            average = load_file(folder / AVERAGE_FILE) if self._average else {}
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"the checkpoint {folder} cannot be read: {error}",
@@ -179,9 +189,7 @@ class TorchLearner:
         own = self._tensors()
         _require_fit(folder, weights, {name: tuple(tensor.shape) for name, tensor in own.items()})
         shapes = {name: tuple(parameter.shape) for name, parameter in self._learning().items()}
-        names = {
-            key.rsplit(".", 1)[0] for key in moments
-        }  # a parameter that no loss depends on has no moments
+        names = {key.rsplit(".", 1)[0] for key in moments}  # a parameter that no loss depends on has no moments
         _require_fit(
             folder,
             moments,
@@ -191,15 +199,18 @@ class TorchLearner:
                 for what in ("exp_avg", "exp_avg_sq", "step")
             },
         )
+        _require_fit(folder, average, {name: tuple(tensor.shape) for name, tensor in self._average.items()})
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(weights[name])
+            for name, tensor in self._average.items():
+                tensor.copy_(average[name])
         self._num_steps = int(state["num_steps"])
         self._take_moments(moments)
 
     def write_model(self, folder: Path) -> None:
         """``config.json`` and ``model.safetensors``, as ``AutoModelForSequenceClassification`` reads them."""
-        with _disk_errors():
+        with _disk_errors(), self._averaged():
             self._model.save_pretrained(folder)
 
     def peak_memory_bytes(self) -> int:
@@ -238,6 +249,31 @@ class TorchLearner:
         # decides so on the device.
         self._optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         self._optimizer.step()
+
+    def _follow(self) -> None:
+        """Move the average towards the weights; quickly at first, so that it does not remember random ones."""
+        decay = self._spec.average_decay
+        if decay is None:
+            return
+        decay = min(decay, (1 + self._num_steps) / (10 + self._num_steps))
+        learning = self._learning()
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self._average.values()), [learning[name].detach() for name in self._average], 1 - decay
+            )
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model with the averaged weights in it; the weights in training are put back after."""
+        learning = self._learning()
+        kept = {name: learning[name].data for name in self._average}
+        for name, tensor in self._average.items():
+            learning[name].data = tensor
+        try:
+            yield
+        finally:
+            for name, tensor in kept.items():
+                learning[name].data = tensor
 
     def _learning(self) -> dict[str, torch.nn.Parameter]:
         return {name: each for name, each in self._model.named_parameters() if each.requires_grad}
@@ -334,6 +370,4 @@ def _peak_resident_bytes() -> int:
         if high_water is not None:
             return int(high_water[1]) * 1024
     memory = psutil.Process().memory_info()
-    return int(
-        getattr(memory, "peak_wset", memory.rss)
-    )  # Windows knows the peak; macOS only what is held now
+    return int(getattr(memory, "peak_wset", memory.rss))  # Windows knows the peak; macOS only what is held now

@@ -135,9 +135,7 @@ def _notes_on_head(
     if old_labels == labels:
         return [f"the checkpoint's head is kept: it was trained for the same labels, {', '.join(labels)}"]
     meant = "unnamed labels" if old_labels == generic else ", ".join(old_labels)
-    return [
-        f"the checkpoint's head is kept, though it was trained for {meant}; now it learns {', '.join(labels)}"
-    ]
+    return [f"the checkpoint's head is kept, though it was trained for {meant}; now it learns {', '.join(labels)}"]
 
 
 def _read_config(folder: Path) -> PretrainedConfig:
@@ -161,8 +159,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{folder / 'config.json'} is of no use to transformers {transformers.__version__}: "
-            f"{_first_line(error)}",
+            f"{folder / 'config.json'} is of no use to transformers {transformers.__version__}: {_first_line(error)}",
             hint="use a checkpoint of a family that transformers contains; code in a checkpoint is never run",
         ) from error
 

@@ -234,14 +234,11 @@ class _SelfAttention(LongformerSelfAttention):
         """
         assert attention_mask is not None and is_index_masked is not None and is_index_global_attn is not None
         if output_attentions:
-            return self._upstream(
-                hidden_states, attention_mask, is_index_masked, is_index_global_attn, is_global_attn
-            )
+            return self._upstream(hidden_states, attention_mask, is_index_masked, is_index_global_attn, is_global_attn)
         roles = TokenRoles.of(is_index_masked, is_index_global_attn)
         hidden = _autocast_once(hidden_states)
         query, key, value = (
-            layer(hidden).unflatten(-1, (self.num_heads, self.head_dim))
-            for layer in (self.query, self.key, self.value)
+            layer(hidden).unflatten(-1, (self.num_heads, self.head_dim)) for layer in (self.query, self.key, self.value)
         )
         dropout = float(self.dropout) if self.training else 0.0
         answers = None
@@ -268,9 +265,7 @@ class _SelfAttention(LongformerSelfAttention):
             is_global_attn=any_global,
             output_attentions=True,
         )
-        answer, local, *rest = (
-            outputs  # (B, T, D), (B, T, N, G + 2W + 1) and, with global tokens, (B, N, G, T)
-        )
+        answer, local, *rest = outputs  # (B, T, D), (B, T, N, G + 2W + 1) and, with global tokens, (B, N, G, T)
         return (
             answer[:, :length],
             local[:, :length],

@@ -101,9 +101,7 @@ def _blocks(local: Tensor, window: int, limit: int, dtype: torch.dtype) -> Itera
     size = min(max(window, SMALLEST_BLOCK), limit, end - first)
     # Column j of row i is the key at (start - W) + j: visible when 0 <= j - i <= 2W.
     offset = torch.arange(size + 2 * window)[None] - torch.arange(size)[:, None]
-    band = torch.zeros(offset.shape, dtype=dtype).masked_fill_(
-        (offset < 0) | (offset > 2 * window), MASKED_SCORE
-    )
+    band = torch.zeros(offset.shape, dtype=dtype).masked_fill_((offset < 0) | (offset > 2 * window), MASKED_SCORE)
     for start in range(first, end, size):
         stop = min(start + size, end)
         low, high = max(first, start - window), min(end, stop + window)
@@ -276,9 +274,7 @@ class _Example:
             grad = grad * self.local[:, None]
         for block in self.blocks():
             rows, columns = block.rows, block.columns
-            found = self.kernel.backward(
-                self.heads.at(block), block.mask, grad[:, rows], out[:, rows], lse[:, rows]
-            )
+            found = self.kernel.backward(self.heads.at(block), block.mask, grad[:, rows], out[:, rows], lse[:, rows])
             grads.query[:, rows] = found[0]
             grads.key[:, columns] += found[1]
             grads.value[:, columns] += found[2]
