@@ -86,7 +86,7 @@ def compare(file: Path, repeats: int) -> dict[str, Any]:
             padding = {str(budget): padding_of(prepared, budget) for budget in (4096, 16384)}
     seconds = statistics.median(ours)
     return {
-        "file": file.name,
+        "file": f"{file.parent.name}/{file.name}",
         "num_tokens": num_tokens,
         "prepare_seconds": seconds,
         "prepare_tokens_per_second": num_tokens / seconds,
@@ -124,8 +124,7 @@ def padding_of(prepared: Prepared, max_micro_batch_tokens: int) -> dict[str, flo
 
 
 def generate(file: Path, size_bytes: int, longest_words: int) -> None:
-    """Documents of 5 to `longest_words` words, most of them short, drawn from the words of the demo's
-    reviews."""
+    """Documents of 5 to `longest_words` words, most of them short, drawn from the words of the demo's reviews."""
     with gzip.open(DEMO, "rt", encoding="utf-8") as reviews:
         words = " ".join(json.loads(line)["text"] for line in reviews).split()
     draw = random.Random(0)
@@ -206,7 +205,7 @@ def main() -> None:
         results["comparison"] = [compare(file, options.repeats) for file in options.files or [DEMO]]
         for row in results["comparison"]:
             print(
-                f"{row['file']:24} prepare {row['prepare_tokens_per_second']:9,.0f} tokens/s   datasets.map "
+                f"{row['file']:32} prepare {row['prepare_tokens_per_second']:9,.0f} tokens/s   datasets.map "
                 f"{row['datasets_map_tokens_per_second']:9,.0f} tokens/s "
                 f"(+ {row['datasets_load_seconds']:.2f} s to load)   padding {row['padding']}"
             )

@@ -211,8 +211,7 @@ def test_a_batch_for_prediction() -> None:
 
 @pytest.mark.parametrize(("count", "mean", "spread"), [(6000, 3.0, 0.5), (600, 6.2, 0.9)])
 def test_little_is_padding(count: int, mean: float, spread: float) -> None:
-    # Log-normal lengths like those of many sentences (median 20 tokens) and of few news articles (median
-    # 490).
+    # Log-normal lengths like those of many sentences (median 20 tokens) and of few news articles (median 490).
     draw = np.random.default_rng(0).lognormal(mean, spread, count)
     lengths = np.clip(draw, 3, 4096).astype(int).tolist()
     plan = steps(make_split(lengths), batch_size=16, max_micro_batch_tokens=16384)

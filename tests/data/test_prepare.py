@@ -160,6 +160,12 @@ def test_the_order_and_names_of_labels(
     assert sum(prepared.report.classes["train"].values()) == len(prepared.train)
 
 
+def test_labels_that_mix_raw_and_readable_names(write_jsonl: WriteLines, prepare_file: PrepareFile) -> None:
+    rows = [{"text": f"text {n}", "label": n % 3} for n in range(30)]
+    with pytest.raises(DataError, match=r"labels that are not in data\.labels \(negative, positive, 2\): '0', '1'"):
+        prepare_file(write_jsonl(rows), task="sentiment", labels=("negative", "positive", "2"))
+
+
 def test_idle_label_names_are_reported(write_jsonl: WriteLines, prepare_file: PrepareFile) -> None:
     prepared = prepare_file(write_jsonl(reviews(30)), label_names={"0": "no", "1": "yes", "2": "maybe"})
     assert "data.label_names names labels that do not occur: 2." in prepared.report.warnings

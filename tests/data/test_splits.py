@@ -35,8 +35,7 @@ def split(texts: Any, labels: Any, groups: Any = None, **changes: Any) -> NDArra
 
 
 def test_splitmix_gives_the_published_numbers() -> None:
-    # The first outputs for seed 1234567, from the reference implementation of SplitMix64 (Vigna,
-    # splitmix64.c).
+    # The first outputs for seed 1234567, from the reference implementation of SplitMix64 (Vigna, splitmix64.c).
     golden = 0x9E3779B97F4A7C15
     states = np.array([(1234567 + step * golden) % 2**64 for step in range(3)], dtype=np.uint64)
     assert mixed(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]

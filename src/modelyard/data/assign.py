@@ -16,6 +16,7 @@ from modelyard.data.check import require_learnable
 from modelyard.data.scan import ROLES, Scan
 from modelyard.data.shuffle import random_keys
 from modelyard.data.splits import TEST, TRAIN, VALIDATION, divide
+from modelyard.errors import DataError
 from modelyard.recipe.schema import DataSection
 from modelyard.tasks.text_classification import TextClassification
 
@@ -24,8 +25,7 @@ UNUSED = -1
 
 @dataclass(frozen=True)
 class Assignment:
-    """parts: (N,) int8 index into SPLIT_NAMES or UNUSED. classes: (N,) int32 index into labels (0 where
-    unused)."""
+    """parts: (N,) int8 index into SPLIT_NAMES or UNUSED. classes: (N,) int32 index into labels (0 where unused)."""
 
     parts: NDArray[np.int8]
     classes: NDArray[np.int32]
@@ -45,13 +45,22 @@ def assign(found: Scan, data: DataSection, task: TextClassification) -> Assignme
     names, notes = _names_of_labels(raw_used, data, task)
     labels = _class_order(raw_used, data, names)
     numbers = {label: index for index, label in enumerate(labels)}
+    strangers = sorted({names.get(raw, raw) for raw in raw_used} - set(labels))
+    if strangers:
+        raise DataError(
+            f"labels that are not in data.labels ({', '.join(labels)}): {', '.join(map(repr, strangers[:10]))}",
+            hint="name raw labels in data.label_names, or write data.labels as they stand in the file",
+            where=data.train,
+        )
     class_of_raw = np.array([numbers.get(names.get(raw, raw), 0) for raw in found.raw_labels], dtype=np.int32)
     classes = class_of_raw[found.labels]
     parts = np.where(found.roles == TRAIN, np.maximum(found.parts, TRAIN), found.roles).astype(np.int8)
     parts[~used] = UNUSED
-    pool = np.flatnonzero(parts == TRAIN)
+    in_pool = parts == TRAIN
+    # No copy when nothing is given apart, which is the case of most memory.
+    pool = slice(None) if in_pool.all() else np.flatnonzero(in_pool)
     groups = found.groups
-    if len(pool):
+    if in_pool.any():
         parts[pool] = divide(
             found.texts[pool],
             classes[pool],
@@ -80,8 +89,7 @@ def _drawn(found: Scan, data: DataSection) -> NDArray[np.bool_]:
 def _names_of_labels(
     raw_labels: list[str], data: DataSection, task: TextClassification
 ) -> tuple[Mapping[str, str], tuple[str, ...]]:
-    """Readable names: the recipe's, else the task's if it knows all labels, else none; and what is odd about
-    them."""
+    """Readable names: the recipe's, else the task's if it knows all labels, else none; and what is odd about them."""
     if data.label_names is None:
         return (task.label_names if set(raw_labels) <= set(task.label_names) else {}), ()
     idle = sorted(set(data.label_names) - set(raw_labels))

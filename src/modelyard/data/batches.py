@@ -119,8 +119,7 @@ class StepPlan:
         return lengths if self.train_window is None else np.minimum(lengths, self.train_window)
 
     def _rows(self, pass_number: int, step: int) -> NDArray[np.int64]:
-        """Rows of one step of a pass. The short step holds what comes first in the shuffled order: any
-        examples."""
+        """Rows of one step of a pass. The short step holds what comes first in the shuffled order: any examples."""
         order, step_order = self._orders(pass_number)
         short = len(order) % self.batch_size
         number = int(step_order[step])
@@ -130,8 +129,7 @@ class StepPlan:
         return order[number * self.batch_size : (number + 1) * self.batch_size]
 
     def _orders(self, pass_number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(N,) rows in the order of the pass's steps before these are shuffled, and (S,) the order of the
-        steps."""
+        """(N,) rows in the order of the pass's steps before these are shuffled, and (S,) the order of the steps."""
         if pass_number not in self._order_of_pass:
             self._order_of_pass.clear()
             order = random_order(len(self.split), self.seed, ORDER, pass_number)
@@ -157,8 +155,7 @@ class StepPlan:
 
 
 def random_window(split: Split, ids: NDArray[np.int32], random_number: int, length: int) -> NDArray[np.int32]:
-    """A window of `length` tokens of an encoded text, its special tokens included; all of it if it is not
-    longer."""
+    """A window of `length` tokens of an encoded text, its special tokens included; all of it if it is not longer."""
     if len(ids) <= length:
         return ids
     prefix, suffix = split.num_prefix_tokens, split.num_suffix_tokens
@@ -168,8 +165,7 @@ def random_window(split: Split, ids: NDArray[np.int32], random_number: int, leng
 
 
 def partition(lengths: NDArray[np.integer], max_tokens: int) -> list[int]:
-    """Cut examples, sorted from the longest down, into micro-batches of least cost; returns where each one
-    ends.
+    """Cut examples, sorted from the longest down, into micro-batches of least cost; returns where each one ends.
 
     The cost of a micro-batch is B * T (T its longest, which is its first) plus a constant; B * T is at most
     `max_tokens` unless B is 1. Exact, by dynamic programming over the end of the last micro-batch.
@@ -180,8 +176,7 @@ def partition(lengths: NDArray[np.integer], max_tokens: int) -> list[int]:
     previous = np.zeros(count + 1, dtype=np.int64)
     first = 0
     for end in range(1, count + 1):
-        # Starts too far back stay too far back: lengths fall, so the longest at an earlier start is no
-        # shorter.
+        # Starts too far back stay too far back: lengths fall, so the longest at an earlier start is no shorter.
         while first < end - 1 and (end - first) * length[first] > max_tokens:
             first += 1
         starts = np.arange(first, end)
@@ -196,8 +191,7 @@ def partition(lengths: NDArray[np.integer], max_tokens: int) -> list[int]:
 
 
 def evaluation_batches(split: Split, max_micro_batch_tokens: int, pad_token_id: int) -> Iterator[Batch]:
-    """Every example once, the longest first, so that a lack of memory shows at once; ``rows`` says which they
-    are."""
+    """Every example once, the longest first, so that a lack of memory shows at once; ``rows`` says which they are."""
     order = np.argsort(-split.lengths.astype(np.int64), kind="stable")
     for at in range(0, len(order), EVALUATION_BLOCK):
         block = order[at : at + EVALUATION_BLOCK]
@@ -235,8 +229,7 @@ def _padded(
 
 
 def _example_weights(labels: NDArray[np.int64], class_weights: Literal["none", "balanced"]) -> NDArray[np.float32]:
-    """(N,) float32: 1, or N / (classes present * examples of the class), whose mean over the examples is
-    1."""
+    """(N,) float32: 1, or N / (classes present * examples of the class), whose mean over the examples is 1."""
     if class_weights == "none":
         return np.ones(len(labels), dtype=np.float32)
     counts = np.bincount(labels)

@@ -1,5 +1,4 @@
-"""The cache of prepared data: keyed by content, checked before use, safe against processes that prepare at
-once."""
+"""The cache of prepared data: keyed by content, checked before use, safe against processes that prepare at once."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ from modelyard.runs.files import TEMPORARY_MARK, file_sha256, space_errors, writ
 
 MANIFEST = "cache.json"
 EDGE_BYTES = 1024 * 1024
-# A file changed within this time of being hashed could change again without its time showing it (coarse
-# clocks).
+# A file changed within this time of being hashed could change again without its time showing it (coarse clocks).
 SETTLED_SECONDS = 2.0
 
 
@@ -73,15 +71,13 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def seal(folder: Path) -> None:
-    """Write the list of files by which `is_sound` knows a whole entry. It is the last file that is
-    written."""
+    """Write the list of files by which `is_sound` knows a whole entry. It is the last file that is written."""
     files = {file.name: _trace(file) for file in sorted(folder.iterdir()) if file.is_file()}
     write_json(folder / MANIFEST, {"files": files})
 
 
 def is_sound(folder: Path) -> bool:
-    """Whether every file of the entry is there with its size and unchanged at both ends (the middle is not
-    read)."""
+    """Whether every file of the entry is there with its size and unchanged at both ends (the middle is not read)."""
     files = _read_object(folder / MANIFEST).get("files")
     if not isinstance(files, dict) or not files:
         return False

@@ -17,8 +17,7 @@ from modelyard.errors import DataError
 
 QUANTILES = (5, 25, 50, 75, 95, 99)
 NUM_SHOWN = 5
-# Guesses of when a person wants to hear of it: at 100 test examples a 95% interval of accuracy spans about
-# 0.2.
+# Guesses of when a person wants to hear of it: at 100 test examples a 95% interval of accuracy spans about 0.2.
 FEW_TEST_EXAMPLES = 100
 IMBALANCE = 10
 
@@ -94,8 +93,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Repetition:
-    """Texts that stand more than once, as positions into all examples (at most `NUM_SHOWN` each) and
-    numbers."""
+    """Texts that stand more than once, as positions into all examples (at most `NUM_SHOWN` each) and numbers."""
 
     num_duplicates: int
     duplicates: list[int]
@@ -144,14 +142,15 @@ def require_learnable(
 def find_repetition(texts: NDArray[np.uint64], labels: NDArray[np.int32], parts: NDArray[np.int8]) -> Repetition:
     """Look for equal texts by their hashes. texts: (N,) hash of each normalised text."""
     order = np.argsort(texts, kind="stable")
-    same_text = texts[order[1:]] == texts[order[:-1]]
-    repeats = order[1:][same_text]
-    other_label = same_text & (labels[order[1:]] != labels[order[:-1]])
-    conflicts = order[1:][other_label]
-    train_texts = texts[parts == TRAIN]
+    ordered = texts[order]
+    same_text = ordered[1:] == ordered[:-1]
+    repeats, originals = order[1:][same_text], order[:-1][same_text]
+    conflicts = repeats[labels[repeats] != labels[originals]]
+    repeated = np.union1d(repeats, originals)
+    train_texts = texts[repeated[parts[repeated] == TRAIN]]
     leaking = {}
     for part, name in enumerate(SPLIT_NAMES[1:], start=1):
-        rows = np.flatnonzero(parts == part)
+        rows = repeated[parts[repeated] == part]
         leaking[name] = rows[np.isin(texts[rows], train_texts)]
     return Repetition(
         len(repeats),

@@ -53,8 +53,7 @@ def normalised(text: str) -> str:
 
 
 def label_text(value: Any) -> str | None:
-    """A raw label as a string: 1.0 as ``1``, true and false as in JSON, nothing as empty; None for what is no
-    label."""
+    """A raw label as a string: 1.0 as ``1``, true and false as in JSON, nothing as empty; None for what is no label."""
     match value:
         case str():
             return value.strip()

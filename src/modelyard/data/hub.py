@@ -1,5 +1,4 @@
-"""Datasets of the Hugging Face hub and dataset folders saved to disk, through the optional package
-`datasets`."""
+"""Datasets of the Hugging Face hub and dataset folders saved to disk, through the optional package `datasets`."""
 
 from __future__ import annotations
 

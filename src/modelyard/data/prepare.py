@@ -45,8 +45,7 @@ from modelyard.tasks.text_classification import TextClassification
 
 # Part of the cache's key: raise it when the files or what goes into them change.
 FORMAT_VERSION = 1
-# A block is what is tokenised at once: enough for all cores, while the library's ~150 bytes a token stay
-# below 100 MB.
+# A block is what is tokenised at once: enough for all cores, while the library's ~150 bytes a token stay below 100 MB.
 BLOCK_ROWS = 8192
 BLOCK_CHARACTERS = 1_500_000
 REJECTED = "rejected.jsonl"
@@ -105,8 +104,7 @@ def prepare_texts(texts: Sequence[str], tokenizer: TextTokenizer, max_length: in
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """The cleaned texts of the train part alone, to learn a tokenizer from; can be iterated again and
-    again."""
+    """The cleaned texts of the train part alone, to learn a tokenizer from; can be iterated again and again."""
 
     sources: list[SourceOfRole]
     parts: NDArray[np.int8]
@@ -318,8 +316,7 @@ class _Build:
 
 
 def _publish_rejected(folder: Path, rejected_path: Path | None) -> None:
-    """Copy the list of skipped rows to where the caller wants it; an older one is removed when none was
-    skipped."""
+    """Copy the list of skipped rows to where the caller wants it; an older one is removed when none was skipped."""
     if rejected_path is None:
         return
     listed = folder / REJECTED

@@ -1,5 +1,4 @@
-"""Prepared examples: one Arrow file per split, read through a memory map, and all that the later stages need
-of them.
+"""Prepared examples: one Arrow file per split, read through a memory map, and all that the later stages need of them.
 
 Legend: N examples of a split.
 """
@@ -54,8 +53,7 @@ def example_block(
 
 
 class Split:
-    """The examples of one part, in the order of their sources. Rows are numbered from 0; nothing is held in
-    memory."""
+    """The examples of one part, in the order of their sources. Rows are numbered from 0; nothing is held in memory."""
 
     def __init__(self, table: pa.Table, *, num_prefix_tokens: int = 1, num_suffix_tokens: int = 1) -> None:
         """table: of `SCHEMA`. num_prefix_tokens, num_suffix_tokens: special tokens around each text."""

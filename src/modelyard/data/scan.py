@@ -95,8 +95,7 @@ def text_hash(text: str) -> int:
 
 
 def open_sources(data: DataSection, task: TextClassification) -> list[SourceOfRole]:
-    """The sources that the recipe names. Raises DataError, MachineError or InputError as `open_source`
-    does."""
+    """The sources that the recipe names. Raises DataError, MachineError or InputError as `open_source` does."""
     names: Mapping[str, str] = task.label_names if data.label_names is None else data.label_names
     opened = []
     specs: dict[Role, str | None] = {"train": data.train, "validation": data.validation, "test": data.test}

@@ -1,5 +1,4 @@
-"""Random order without state: each number follows from a seed and what it is for, on every machine and
-version.
+"""Random order without state: each number follows from a seed and what it is for, on every machine and version.
 
 The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014),
 because numpy does not promise that its own streams stay the same between versions.

@@ -79,8 +79,7 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, family: Family) -> TextTokenizer:
-        """Learn a vocabulary: lower-cased WordPiece for ``bert``, byte-level BPE for ``roberta`` and
-        ``longformer``.
+        """Learn a vocabulary: lower-cased WordPiece for ``bert``, byte-level BPE for ``roberta`` and ``longformer``.
 
         texts: read twice for ``bert``; an iterator, which cannot be, is held in memory.
         vocab_size: entries at most, special tokens included; a small corpus yields fewer.
@@ -141,8 +140,7 @@ class TextTokenizer:
         return Encoded(ids, full_lengths)
 
     def window(self, ids: Sequence[int], start: int, length: int) -> list[int]:
-        """Cut `length` tokens, special ones included, out of an encoded text, from its `start`-th token of
-        text on."""
+        """Cut `length` tokens, special ones included, out of an encoded text, from its `start`-th token of text on."""
         self._require_room(length)
         if len(ids) <= length:
             return list(ids)
@@ -160,8 +158,7 @@ class TextTokenizer:
             )
 
     def save(self, folder: Path) -> None:
-        """Write the files that ``AutoTokenizer.from_pretrained(folder)`` reads; those of a loaded one are
-        copied."""
+        """Write the files that ``AutoTokenizer.from_pretrained(folder)`` reads; those of a loaded one are copied."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.folder is not None:
             if self.folder.resolve() == folder.resolve():
@@ -225,8 +222,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def _pad_token_id(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]) -> int:
-    """By the declared token, else by the model's configuration, else by the names that BERT and RoBERTa
-    use."""
+    """By the declared token, else by the model's configuration, else by the names that BERT and RoBERTa use."""
     for token in (special.get("pad"), "[PAD]", "<pad>"):
         if token is not None and (number := tokenizer.token_to_id(token)) is not None:
             return int(number)
@@ -240,8 +236,7 @@ def _pad_token_id(folder: Path, tokenizer: Tokenizer, special: Mapping[str, str]
 
 
 def _generic_config(special: Mapping[str, str], inputs: list[str]) -> dict[str, Any]:
-    """The generic class reads tokenizer.json as it is; a model's own class would build its own normaliser
-    anew."""
+    """The generic class reads tokenizer.json as it is; a model's own class would build its own normaliser anew."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": inputs,

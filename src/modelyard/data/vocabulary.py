@@ -22,8 +22,7 @@ COUNTED_AT_ONCE = 1000
 
 
 def learn_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> tuple[Tokenizer, dict[str, str]]:
-    """As RoBERTa's, which Longformer shares: BPE over bytes, so nothing is unknown (Liu et al., arXiv
-    1907.11692).
+    """As RoBERTa's, which Longformer shares: BPE over bytes, so nothing is unknown (Liu et al., arXiv 1907.11692).
 
     Returns the tokenizer and its special tokens by role.
     """

@@ -31,12 +31,12 @@ def calibration(confidences: Values, correct: NDArray[np.bool_], *, confidence: 
     """
     n = len(confidences)
     num_bins = max(1, min(MAX_BINS, n // MIN_EXAMPLES))
-    edges = np.unique(np.quantile(confidences, np.linspace(0, 1, num_bins + 1)))
-    bin_of = np.searchsorted(edges[1:-1], confidences, side="right")
-    sizes = np.bincount(bin_of, minlength=max(1, len(edges) - 1))
+    edges = np.unique(np.quantile(confidences, np.arange(1, num_bins) / num_bins))
+    bin_of = np.searchsorted(edges, confidences, side="right")
+    sizes = np.bincount(bin_of)
     occupied = sizes > 0
-    means = np.bincount(bin_of, weights=confidences, minlength=len(sizes))[occupied] / sizes[occupied]
-    hits = np.bincount(bin_of, weights=correct, minlength=len(sizes))[occupied].astype(np.int64)
+    means = np.bincount(bin_of, weights=confidences)[occupied] / sizes[occupied]
+    hits = np.bincount(bin_of, weights=correct)[occupied].astype(np.int64)
     sizes = sizes[occupied]
 
     error = float(np.abs(hits - means * sizes).sum() / n)

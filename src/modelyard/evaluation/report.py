@@ -142,7 +142,15 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
         name = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, Mapping) and value:
             yield from _flattened(value, name)
-        elif isinstance(value, str):
-            yield name, value
         else:
-            yield name, json.dumps(value, ensure_ascii=False, default=str)
+            yield name, _written(value)
+
+
+def _written(value: Any) -> str:
+    if value is None or value in ([], (), {}):
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(entry, str | int | float) for entry in value):
+        return ", ".join(_written(entry) for entry in value)
+    return json.dumps(value, ensure_ascii=False, default=str)
