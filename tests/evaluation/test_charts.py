@@ -24,6 +24,13 @@ def test_an_axis_of_shares_stays_between_its_ends() -> None:
     assert axis([]).ticks == (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
+def test_ticks_are_written_with_the_decimals_that_tell_them_apart() -> None:
+    assert axis([0.685, 0.697], 4).num_decimals() == 3
+    assert axis([0.0, 0.9]).num_decimals() == 2
+    assert axis([0.0, 1000.0]).num_decimals() == 0
+    assert axis([0.7, 0.9], 4, ceiling=1.0).num_decimals(100) == 0
+
+
 def test_lines_run_upwards_in_a_square_of_1000() -> None:
     scale = axis([0.0, 1.0])
     assert line([(0.0, 0.0), (1.0, 1.0)], scale, scale) == "M0.0 1000.0L1000.0 0.0"

@@ -168,9 +168,13 @@ def test_a_single_example_makes_a_page(report_data: Callable[..., ReportData]) -
 
 
 def test_a_slice_with_few_texts_shows_no_number(report_data: Callable[..., ReportData]) -> None:
-    html = render_report(report_data(n=40), ["en"])
+    html = render_report(report_data(n=400), ["en"])
     section = html.split('class="length"')[1].split("</section>")[0]
     assert "too few for a claim" in section
+
+
+def test_no_slice_with_enough_texts_leaves_the_part_out(report_data: Callable[..., ReportData]) -> None:
+    assert 'class="length"' not in render_report(report_data(n=25), ["en"])
 
 
 def test_a_page_without_baselines_says_that_nothing_was_compared(

@@ -120,6 +120,14 @@ def test_a_bootstrap_without_its_correction_says_percentile() -> None:
     assert (estimate.method, estimate.low, estimate.high) == ("percentile-bootstrap", 0.7, 0.7)
 
 
+def test_very_many_cells_are_resampled_without_the_correction() -> None:
+    counts = np.full(6000, 2)
+    (estimate,) = bootstrap(counts, lambda c: c[:, :600].sum(axis=1)[:, None] / 12_000, 0.95, 100, seed=0)
+    assert estimate.method == "percentile-bootstrap"
+    assert estimate.low is not None
+    assert estimate.low < 0.1 == estimate.value
+
+
 def test_classes_with_one_example_or_none_have_honest_intervals() -> None:
     confusion = np.array([[9, 1, 0], [0, 1, 0], [0, 0, 0]])
     first, single, absent = class_estimates(confusion, 0.95)

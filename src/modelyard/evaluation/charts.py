@@ -23,9 +23,18 @@ class Axis:
     high: float
     ticks: tuple[float, ...]
 
+    def num_decimals(self, scale: float = 1.0) -> int:
+        """Decimals that tell neighbouring ticks apart when they are written times `scale`; at most 6."""
+        exact = (digits for digits in range(6) if all(_is_round(scale * tick, digits) for tick in self.ticks))
+        return next(exact, 6)
+
     def position(self, value: float) -> float:
         """Percent of the axis's length, 0 to 100; values beyond the ends are put on them."""
         return round(100 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 2)
+
+
+def _is_round(number: float, digits: int) -> bool:
+    return abs(number - round(number, digits)) < 1e-9 * max(1.0, abs(number))
 
 
 def axis(

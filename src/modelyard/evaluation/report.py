@@ -151,6 +151,8 @@ def _written(value: Any) -> str:
         return "–"
     if isinstance(value, str):
         return value
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, list | tuple) and all(isinstance(entry, str | int | float) for entry in value):
         return ", ".join(_written(entry) for entry in value)
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -116,6 +116,7 @@ def curves(events: Sequence[Mapping[str, Any]], best_metric: str) -> View | None
     loss_chart = {
         **shared,
         "y_ticks": _ticks(y),
+        "y_decimals": y.num_decimals(),
         "raw": line(raw, x, y),
         "smooth": line(smooth, x, y),
         "validation": line(validation, x, y),
@@ -148,7 +149,7 @@ def _metric_chart(evaluations: Mapping[int, Mapping[str, Any]], best_metric: str
     drawn = [
         {"metric": name, "line": line(points, x, y), "dots": dots(points, x, y)} for name, points in series.items()
     ]
-    return {**shared, "y_ticks": _ticks(y), "series": drawn}
+    return {**shared, "y_ticks": _ticks(y), "y_decimals": y.num_decimals(100), "series": drawn}
 
 
 def matrix(model: Mapping[str, Any]) -> View:
@@ -179,8 +180,9 @@ def matrix(model: Mapping[str, Any]) -> View:
 
 
 def slice_bars(metrics: Mapping[str, Any], kind: str) -> View | None:
-    """Accuracy of the models and the best baseline in each slice, on one axis; None with fewer than two
-    slices.
+    """Accuracy of the models and the best baseline in each slice, on one axis.
+
+    None with fewer than two slices, or when none has enough texts.
     """
     slices = metrics["slices"][kind]
     if len(slices) < 2:
@@ -191,6 +193,8 @@ def slice_bars(metrics: Mapping[str, Any], kind: str) -> View | None:
     shown = [system["name"] for system in systems if system["kind"] != "baseline" or system is best]
     tones = _tones(systems)
     trusted = [part["accuracy"][name] for part in slices if not part["too_few"] for name in shown]
+    if not trusted:
+        return None
     scale = axis(_ends(trusted), floor=0.0, ceiling=1.0)
     groups = [
         {
