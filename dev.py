@@ -1,6 +1,6 @@
-"""Set-up and checks with nothing but Python: ``python dev.py demo`` and ``python dev.py test`` (``make`` calls the same).
+"""Set-up and checks with nothing but Python: ``python dev.py demo`` and ``python dev.py test``; ``make`` calls them.
 
-Makes a virtual environment in ``.venv``, installs modelyard into it with the tested versions of constraints.txt, and runs.
+Makes a virtual environment in ``.venv``, installs modelyard into it with the versions of constraints.txt, and runs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""One epoch of fine-tuning on real documents of mixed length: modelyard against ``transformers.Trainer``.
+"""One epoch of fine-tuning on real documents of mixed length: modelyard beside ``transformers.Trainer``.
 
-Both start from the same extended checkpoint, see the same training examples once, in the same number of optimiser steps,
-with the same optimiser, learning rate, schedule and clipping. Three contestants, run in turns for each seed:
+Both start from the same extended checkpoint, see the same training examples once, in the same number of optimiser
+steps, with the same optimiser, learning rate, schedule and clipping. Three contestants, in turns for each seed:
 
 - ``modelyard``: batches by length under a token budget, our attention, attention dropout off (our default);
-- ``trainer``: ``transformers.Trainer`` with its defaults (random batches padded to the longest, the library's attention);
+- ``trainer``: ``transformers.Trainer`` with its defaults (random batches padded to the longest, its attention);
 - ``padded``: the same Trainer with every document padded to the full length, as the well-known tutorial does
   (timed on a few steps only, and scaled by the number of steps).
 
@@ -79,7 +79,7 @@ def run_modelyard(prepared: Prepared, model: Path, seed: int, micro_tokens: int)
     started = time.perf_counter()
     steps = training_steps(
         prepared.train, batch_size=BATCH_SIZE, max_micro_batch_tokens=micro_tokens, seed=seed, epoch=0,
-        pad_token_id=prepared.pad_token_id, padding="batch", max_length=4096, train_window=None, class_weights=None,
+        pad_token_id=prepared.pad_token_id, padding="batch", max_length=4096, train_window=None, class_weights="none",
     )  # fmt: skip
     schedule = Schedule("linear", LEARNING_RATE, len(steps), 0)
     padded = real = 0
@@ -172,7 +172,7 @@ def main() -> None:
             rows.append(
                 {
                     "seed": seed, "modelyard_seconds": ours, "trainer_seconds": trainer, "padded_seconds": padded,
-                    "modelyard_accuracy": our_accuracy, "trainer_accuracy": trainer_accuracy, "modelyard_padding": padding,
+                    "modelyard_accuracy": our_accuracy, "trainer_accuracy": trainer_accuracy, "padding": padding,
                 }
             )  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
@@ -198,7 +198,7 @@ def write_results(
     result = {
         "what": "one epoch, batch 8, AdamW 5e-5 linear, float32, MiniLM (6 x 384) extended to 4,096 positions",
         "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": sys.version.split()[0]},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": sys.version},
         "train_examples": len(prepared.train),
         "test_examples": len(prepared.test),
         "optimizer_steps": num_steps,

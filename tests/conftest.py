@@ -49,7 +49,8 @@ task: sentiment
 data:
   train: {train}
 design:
-  architecture: {{family: longformer, preset: tiny, hidden_size: 16, num_layers: 1, num_attention_heads: 2, vocab_size: 400}}
+  architecture:
+    {{family: longformer, preset: tiny, hidden_size: 16, num_layers: 1, num_attention_heads: 2, vocab_size: 400}}
   max_length: 48
   attention_window: 16
 training: {{num_epochs: 2, batch_size: 16, learning_rate: 1.0e-3}}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import modelyard
 import pytest
+
+import modelyard
 
 
 def test_exports() -> None:

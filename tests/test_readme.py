@@ -11,7 +11,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
 from tests.conftest import demo_reviews, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,10 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+from tests.conftest import demo_reviews, write_csv
 
 import modelyard
 from modelyard.runs.events import read_events
-from tests.conftest import demo_reviews, write_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "src/modelyard/demos").glob("*/recipe.yaml")])

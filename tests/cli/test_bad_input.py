@@ -1,4 +1,4 @@
-"""Wrong things that people type: each gets the problem, the next command, the right exit code, and leaves nothing behind."""
+"""Wrong things that people type: each gets the problem, the next command, its exit code, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.conftest import RECIPE, demo_reviews, write_csv
 
 from modelyard.cli.main import main
-from tests.conftest import RECIPE, demo_reviews, write_csv
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         metavar="INPUT",
-        help="a .txt file (one document), a CSV, TSV, JSONL or Parquet file, `-` for one text a line on stdin, or the text itself",
+        help="a .txt file (one document), a CSV, TSV, JSONL or Parquet file, `-` (one text a line), or the text itself",
     )
     parser.add_argument(
         "--text", default="text", metavar="COLUMN", help="column of the text in a file (text if not given)"

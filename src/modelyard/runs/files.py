@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,10 +32,8 @@ def space_errors(path: Path) -> Iterator[None]:
             raise
         folder = path if path.is_dir() else path.parent
         free = ""
-        try:
+        with suppress(OSError):
             free = f" ({shutil.disk_usage(folder).free / 1e9:.1f} GB free)"
-        except OSError:
-            pass
         raise MachineError(
             f"cannot write {path}: {error.strerror}{free}",
             hint="free some space or choose another place with --run FOLDER, then type the same command with --resume",

@@ -83,7 +83,7 @@ def _spread_batches(split: Split, pad_token_id: int, num_batches: int = 4, num_e
     chosen = [rows[start : start + size] for start in starts]
     # one very long example says as much as sixteen of them, in a sixteenth of the time
     chosen = [part[: max(1, PARITY_TOKENS // int(split.lengths[part[0]]))] for part in chosen]
-    return [batch_of_ids([split.input_ids(int(row)) for row in part], pad_token_id) for part in chosen]
+    return [batch_of_ids([split.input_ids(int(row)).tolist() for row in part], pad_token_id) for part in chosen]
 
 
 def _examples(split: Split) -> list[str]:
