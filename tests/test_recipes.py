@@ -67,7 +67,9 @@ def test_shipped_recipe_runs(path: Path, documents: Path, longformer: Path, tmp_
     assert metrics["n"] > 0 and (tmp_path / "run/bundle/bundle.json").exists()
     epochs = [event for event in read_events(tmp_path / "run/events.jsonl") if event["kind"] == "epoch"]
     assert len(epochs) == recipe.training.num_epochs
-    assert all(event["loss"] > 0 and 0 <= event["metrics"]["accuracy"] <= 1 for event in epochs)
+    assert all(event["loss"] > 0 for event in epochs)
+    if recipe.data.split.validation:
+        assert all(0 <= event["metrics"]["accuracy"] <= 1 for event in epochs)
 
 
 def test_the_tutorials_setting_is_what_the_recipe_says() -> None:

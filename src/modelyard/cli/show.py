@@ -49,8 +49,15 @@ class Show:
         self._end_progress()
 
     def line(self, text: str = "", style: str = "") -> None:
-        """One line of text; markup characters in it are shown as they are. Lines wrap at words."""
-        self.console.print(text, style=style or None, markup=False, soft_wrap=not self.console.is_terminal)
+        """One line of text, shown as it is; on a terminal it wraps at words, under its own beginning."""
+        from rich.padding import Padding
+        from rich.text import Text
+
+        if not self.console.is_terminal:
+            self.console.print(text, style=style or None, markup=False, soft_wrap=True)
+            return
+        body = text.lstrip(" ")
+        self.console.print(Padding(Text(body, style=style), (0, 0, 0, len(text) - len(body))))
 
     def __call__(self, event: dict[str, Any]) -> None:
         handler = getattr(self, f"_on_{event['kind']}", None)
@@ -74,14 +81,14 @@ class Show:
         self.line(f"  {event['what']}: {event['value']}  — {event['reason']}")
 
     def _on_note(self, event: dict[str, Any]) -> None:
-        self._print_beside(f"  ! {event['text']}", "warn")
+        self.line(f"  ! {event['text']}", "warn")
 
     def _on_result(self, event: dict[str, Any]) -> None:
         self._end_progress()
         self.line(f"  {event['text']}")
 
     def _on_resume(self, event: dict[str, Any]) -> None:
-        self._print_beside("  " + say("resumed", self.language, step=event["step"]), "")
+        self.line("  " + say("resumed", self.language, step=event["step"]))
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         """``what`` is being worked at, ``done`` of ``total`` (None: unknown)."""
@@ -103,13 +110,7 @@ class Show:
             parts.append(f"{say('loss', self.language)} {event['loss']:.4f}")
         metrics = event.get("metrics") or {}
         parts += [f"{say(name, self.language)} {metrics[name]:.4f}" for name in ("accuracy", "f1") if name in metrics]
-        self._print_beside("  " + "  ".join(parts), "")
-
-    def _print_beside(self, text: str, style: str) -> None:
-        if self.progress is not None:
-            self.progress.console.print(text, style=style or None, markup=False)
-        else:
-            self.line(text, style)
+        self.line("  " + "  ".join(parts), "")
 
     def _advance(self, what: str, done: int, total: int | None, details: str) -> None:
         if not self.console.is_terminal:

@@ -7,7 +7,7 @@ Nothing in this file imports a framework. ``training/loop.py`` drives any `Learn
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -90,6 +90,8 @@ class ModelSpec:
     config: keys of the Hugging Face configuration when there is no source (``model_type`` among them).
     labels: class names in the order of the logits.
     extend_to: positions that a BERT- or RoBERTa-like source is extended to (as a Longformer), or None.
+    extend_global: how the global token of an extended source starts: ``copy`` of the local attention, or the ``mean``
+        of all tokens.
     attention_window: two-sided window as ``LongformerConfig.attention_window`` counts it, or None to keep the source's.
     num_layers: keep the first so many layers of the source, or None for all.
     hidden_dropout, attention_dropout: probabilities, or None to keep the source's.
@@ -99,6 +101,7 @@ class ModelSpec:
     config: Mapping[str, Any]
     labels: tuple[str, ...]
     extend_to: int | None = None
+    extend_global: Literal["copy", "mean"] = "copy"
     attention_window: int | None = None
     num_layers: int | None = None
     hidden_dropout: float | None = None
@@ -155,6 +158,13 @@ class Learner(Protocol):
 
     @property
     def num_trainable_parameters(self) -> int: ...
+
+    def fit_head(self, batches: Iterable[Batch]) -> float:
+        """Before the first step: fit the head by logistic regression on what the frozen encoder says of `batches`.
+
+        The loss weights each example by its weight. Returns the share of the examples that the fitted head gets right.
+        Raises InputError for a head that cannot be fitted so.
+        """
 
     def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepOutcome:
         """One optimiser step over all examples of `micro_batches`, each weighted by its weight over the step's sum.

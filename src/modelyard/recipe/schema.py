@@ -84,6 +84,7 @@ class DesignSection(Section):
     model: str | None = Field(None, min_length=1, description="Checkpoint: an id of the Hugging Face hub (`name` or `name@revision`), a local folder with config.json and model.safetensors, or `package:NAME/FOLDER` inside an installed Python package.")
     architecture: ArchitectureSection | None = Field(None, description="Instead of `model`: train from scratch.")
     extend_to: int | None = Field(None, ge=16, description="Turn a BERT- or RoBERTa-like checkpoint into a Longformer of so many positions (tokens).")
+    extend_global: Literal["copy", "mean"] = Field("copy", description="How the global token of an extended Longformer starts: `copy` of the local attention, or the `mean` of all tokens (its query is zero, so that every token weighs the same until it learns otherwise).")
     attention_window: int | None = Field(None, ge=2, multiple_of=2, description="Tokens that a token attends to, both sides together (Longformer); else the checkpoint's.")
     num_layers: int | None = Field(None, ge=1, description="Keep only the first so many layers of the checkpoint.")
     max_length: int | None = Field(None, ge=4, description="Longest input in tokens, special tokens included; else the most that the model can take.")
@@ -97,6 +98,8 @@ class DesignSection(Section):
             raise ValueError("give exactly one of `model` (a checkpoint) and `architecture` (from scratch)")
         if self.architecture is not None and (self.extend_to is not None or self.num_layers is not None):
             raise ValueError("`extend_to` and `num_layers` change a checkpoint; from scratch, set the dimensions under `architecture`")
+        if self.extend_global == "mean" and self.extend_to is None:
+            raise ValueError("`extend_global` is `mean`, but it changes only a checkpoint that `extend_to` makes longer: give `extend_to` too, or leave `extend_global` out")
         return self
 
 
@@ -109,6 +112,7 @@ class TrainingSection(Section):
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="Decay of the first moment.")
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="Decay of the second moment.")
     adam_epsilon: float = Field(1e-8, gt=0.0, description="Added to the denominator of the update.")
+    head_start: Literal["random", "probe"] = Field("random", description="`probe` fits the head by logistic regression on the frozen encoder's outputs before the first step (LP-FT, Kumar et al. 2022, arXiv 2202.10054).")
     head_multiplier: float = Field(1.0, gt=0.0, le=10000.0, description="Factor on the learning rate of the classification head.")
     embedding_multiplier: float = Field(1.0, gt=0.0, le=10000.0, description="Factor on the learning rate of the embeddings.")
     freeze: tuple[Literal["embeddings", "encoder"], ...] = Field((), description="Parts that do not learn.")

@@ -143,6 +143,7 @@ def model_spec(ground: Ground) -> ModelSpec:
         config=ground.config,
         labels=ground.prepared.labels,
         extend_to=design.extend_to,
+        extend_global=design.extend_global,
         attention_window=design.attention_window,
         num_layers=design.num_layers,
         hidden_dropout=design.dropout,

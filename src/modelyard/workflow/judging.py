@@ -89,9 +89,9 @@ def judge_run(
             split_name=name,
         )
         metrics = dict(evaluation.metrics)
-        for sentence in evaluation.sentences:
+        for sentence in (_accuracy_text(metrics), *evaluation.sentences):
             log.append("result", text=sentence)
-        stage.text = _evaluation_text(metrics)
+        stage.text = f"judged on {metrics['n']:,} {name} examples"
     artefacts = {"metrics": metrics_file, "predictions": run_folder.evaluation / "predictions.parquet"}
     run_folder.record_stage("evaluation", key, artefacts)
     render_report(run_folder)
@@ -134,7 +134,7 @@ def _cost(run_folder: RunFolder, split: Split, clock: _Clock) -> Mapping[str, An
     }
 
 
-def _evaluation_text(metrics: Mapping[str, Any]) -> str:
+def _accuracy_text(metrics: Mapping[str, Any]) -> str:
     accuracy = metrics["systems"][0]["metrics"]["accuracy"]
     level = f"{metrics['confidence']:.0%}"
     return (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from modelyard import __version__
 from modelyard.data.batches import StepPlan, evaluation_batches, training_steps
 from modelyard.data.prepared import Prepared
 from modelyard.design.describe import describe_model
-from modelyard.engines.base import Engine, Learner, Plan
+from modelyard.engines.base import Batch, Engine, Learner, Plan
 from modelyard.errors import InputError
 from modelyard.evaluation.metrics import quick_metrics
 from modelyard.recipe.schema import Recipe
@@ -23,6 +24,7 @@ from modelyard.recipe.write import write_recipe
 from modelyard.runs.events import EventLog
 from modelyard.runs.files import file_sha256, value_sha256, write_folder, write_json
 from modelyard.runs.folder import RunFolder
+from modelyard.training.checkpoints import Checkpoints
 from modelyard.training.loop import TrainingResult, train_learner
 from modelyard.workflow.ground import (
     Ground,
@@ -173,6 +175,10 @@ def _run_loop(
             logits[batch.rows] = learner.predict(batch).logits
         return quick_metrics(validation.labels, logits)
 
+    store = Checkpoints(run_folder.checkpoints, keep=ground.recipe.training.keep_checkpoints)
+    if ground.recipe.training.head_start == "probe" and not store.steps():
+        share = learner.fit_head(_whole_documents(ground))
+        log.append("note", text=f"head fitted on the frozen encoder: right on {share:.0%} of the training examples")
     return train_learner(
         learner,
         steps_of_epoch=_steps_of_epoch(ground),
@@ -183,6 +189,13 @@ def _run_loop(
         resume=resume,
         describe_rows=lambda rows: [ground.prepared.train.source(row) for row in rows],
     )
+
+
+def _whole_documents(ground: Ground) -> Iterator[Batch]:
+    """Every training example once, uncut by `train_window`, with the weight that it has in training."""
+    weights = _steps_of_epoch(ground)(1).weights
+    for batch in evaluation_batches(ground.prepared.train, micro_tokens(ground), ground.prepared.pad_token_id):
+        yield replace(batch, weights=weights[batch.rows])
 
 
 def _write_ground(run_folder: RunFolder, ground: Ground, plan_value: dict[str, Any], engine: Engine, key: str) -> None:

@@ -2,7 +2,7 @@
 
 The learned position embeddings are repeated up to the new length, the global projections start as copies of
 the local ones, everything else is kept. On a text no longer than the one-sided window the result answers as
-the source does.
+the source does. With the global query zero instead, the global token starts as the mean of all tokens.
 
 The output is a plain Hugging Face folder that ``AutoModel`` or ``AutoModelForSequenceClassification`` loads.
 """
@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -103,11 +103,13 @@ def extend_to(
     max_positions: int,
     *,
     attention_window: int | Sequence[int] = 512,
+    global_token: Literal["copy", "mean"] = "copy",
 ) -> None:
     """Write ``source_folder``'s checkpoint to ``target_folder`` as a Longformer for ``max_positions`` tokens.
 
     ``attention_window`` is upstream's two-sided window, even: a token sees half of it on each side; one
-    number, or one for each layer. Labels, dropout, activation, token types and the tokenizer are kept. A
+    number, or one for each layer. ``global_token``: ``copy`` takes the local projections for the global ones;
+    ``mean`` does too, but sets the query to zero, so that every token weighs the same for the global token. Labels, dropout, activation, token types and the tokenizer are kept. A
     sequence classifier becomes a ``LongformerForSequenceClassification``; a base or a masked-language model
     becomes a ``LongformerModel``.
 
@@ -124,7 +126,7 @@ def extend_to(
         )
     windows = _windows(attention_window, int(source.config.num_hidden_layers))
     config = _longformer_config(source, max_positions, windows)
-    weights = _convert(source, max_positions)
+    weights = _convert(source, max_positions, global_token)
     _check(source, config, weights)
 
     partial = target_folder.with_name(f".{target_folder.name}.partial-{os.getpid()}")
@@ -254,7 +256,7 @@ def _separator(source: _Source) -> int | None:
     return None
 
 
-def _convert(source: _Source, max_positions: int) -> dict[str, Tensor]:
+def _convert(source: _Source, max_positions: int, global_token: str) -> dict[str, Tensor]:
     """Longformer's parameters by name, each with storage of its own (safetensors refuses shared ones)."""
     weights: dict[str, Tensor] = {}
     prefix = "longformer." if source.is_classifier else ""
@@ -271,7 +273,9 @@ def _convert(source: _Source, max_positions: int) -> dict[str, Tensor]:
             weights[prefix + name] = tensor
         for local, other in _GLOBAL.items():
             if f".attention.self.{local}." in name:
-                weights[prefix + name.replace(f".self.{local}.", f".self.{other}.")] = tensor.clone()
+                zero = global_token == "mean" and local == "query"
+                start = torch.zeros_like(tensor) if zero else tensor.clone()
+                weights[prefix + name.replace(f".self.{local}.", f".self.{other}.")] = start
     return weights
 
 

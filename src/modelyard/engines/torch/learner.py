@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from modelyard.engines.base import Batch, OptimizerSpec, Plan, Precision, Predictions, StepOutcome
 from modelyard.engines.torch.optimizer import build_optimizer, freeze_parts
+from modelyard.engines.torch.probe import fit_head
 from modelyard.errors import InputError, MachineError
 
 MODEL_FILE = "model.safetensors"
@@ -123,6 +124,19 @@ class TorchLearner:
     @property
     def num_trainable_parameters(self) -> int:
         return sum(each.numel() for each in self._learning().values())
+
+    def fit_head(self, batches: Iterable[Batch]) -> float:
+        """Fit the head by logistic regression on the frozen encoder; returns the share it then gets right.
+
+        The features are computed in float32; the average of the weights, if any, starts from the fitted head.
+        Raises InputError for a head that does not end in a linear layer over one vector a text.
+        """
+        assert self._num_steps == 0, "the head is fitted before the first step"
+        share = fit_head(self._model, TorchPredictor(self._model, self._device, "float32").predict, batches)
+        learning = self._learning()
+        for name, tensor in self._average.items():
+            tensor.copy_(learning[name].detach())
+        return share
 
     def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepOutcome:
         """One optimiser step on sum(w_i * loss_i) / sum(w_i) over all examples of all micro-batches.

@@ -56,7 +56,9 @@ def build_model(spec: ModelSpec, *, seed: int) -> BuiltModel:
             with tempfile.TemporaryDirectory(prefix="modelyard-") as folder:
                 window = spec.attention_window or DEFAULT_WINDOW
                 extended = Path(folder) / "extended"
-                extend_to(spec.source, extended, spec.extend_to, attention_window=window)
+                extend_to(
+                    spec.source, extended, spec.extend_to, attention_window=window, global_token=spec.extend_global
+                )
                 built = _from_checkpoint(extended, spec)
     return built
 
