@@ -3,9 +3,11 @@
     ModelyardError           problem, hint, exit_code
     ├── InputError           1  what the person gave is wrong: a recipe, data, a checkpoint, a run folder
     │   ├── RecipeError         a key or value of the recipe (carries file, line and column)
-    │   └── DataError           a row, column or file of the data (carries file and row)
+    │   ├── DataError           a row, column or file of the data (carries file and row)
+    │   └── NonFiniteLoss       training/steps.py: a loss that is infinite or no number
     ├── UsageError           2  the command line itself
-    └── MachineError         3  the machine or the environment cannot do it: no CUDA, no space, no framework
+    ├── MachineError         3  the machine or the environment cannot do it: no CUDA, no space, no framework
+    └── TrainingInterrupted 130  training/interrupt.py: Ctrl-C or SIGTERM, after a checkpoint
 
 Each says the problem with the value that was met, what was expected, and in ``hint`` the next command to type.
 ``assert`` is kept for our own mistakes.

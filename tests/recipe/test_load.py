@@ -141,6 +141,7 @@ def test_byte_order_mark_and_windows_line_ends(write) -> None:
             "6:1",
             "give exactly one of `model`",
         ),
+        ("  model: some", "  extend_global: mean\n  model: some", "6:1", "changes only a checkpoint that `extend_to`"),
         ("  model: some/checkpoint", "  modle: some", "7:3", "did you mean `design.model`?"),
         ("  label: topic", "\tlabel: topic", "5:1", "replace the tab by spaces"),
         ("  label: topic", "   label: topic", "5:9", "indent with two spaces a level"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import transformers
 
 import modelyard
+from modelyard.engines.base import Batch, StepOutcome
+from modelyard.engines.torch.learner import TorchLearner
 from modelyard.errors import InputError
 from modelyard.recipe.load import load_recipe
 from modelyard.runs.events import read_events
@@ -111,6 +114,40 @@ def test_training_into_a_run_that_is_there_is_refused(run_copy: Path, recipe_fil
     with pytest.raises(InputError, match="already holds a run") as caught:
         modelyard.train(modelyard.load_recipe(recipe_file), run_copy)
     assert "--resume" in caught.value.hint
+
+
+def test_the_head_is_fitted_once_on_whole_documents_and_a_resume_is_exact(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = ["training.head_start=probe", "training.train_window=16", "training.class_weights=balanced"]
+    recipe = modelyard.load_recipe(recipe_file, [*probe, "training.checkpoint_every_steps=2"])
+    fitted: list[Batch] = []
+    step, fit_head = TorchLearner.step, TorchLearner.fit_head
+
+    def fit(self: TorchLearner, batches: Iterable[Batch]) -> float:
+        fitted.extend(batches)
+        return fit_head(self, fitted)
+
+    def fail_at_step_3(self: TorchLearner, *arguments: Any) -> StepOutcome:
+        if self._num_steps == 3:
+            raise RuntimeError("the power went")
+        return step(self, *arguments)
+
+    undisturbed = modelyard.train(recipe, tmp_path / "undisturbed")
+    monkeypatch.setattr(TorchLearner, "fit_head", fit)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
+        patch.setattr(TorchLearner, "step", fail_at_step_3)
+        modelyard.train(recipe, tmp_path / "resumed")
+    rows = np.concatenate([batch.rows for batch in fitted])
+    resumed = modelyard.train(recipe, tmp_path / "resumed", resume=True)
+
+    assert sum(batch.num_examples for batch in fitted) == len(rows) == len(set(rows))  # and not fitted again
+    assert max(batch.arrays["input_ids"].shape[1] for batch in fitted) == 48
+    weights = np.concatenate([batch.weights for batch in fitted])
+    assert len(np.unique(weights)) == 2 and weights.mean() == pytest.approx(1)
+    assert file_sha256(resumed.model / "model.safetensors") == file_sha256(undisturbed.model / "model.safetensors")
+    notes = [event["text"] for event in read_events(resumed.path / "events.jsonl") if event["kind"] == "note"]
+    assert sum(note.startswith("head fitted on the frozen encoder: right on ") for note in notes) == 1
 
 
 def test_a_changed_model_is_not_judged(run_copy: Path) -> None:

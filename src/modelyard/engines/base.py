@@ -134,7 +134,9 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the model is trained on this device. Nothing here changes what is learned but ``precision``, which the recipe names.
+    """How the model is trained on this device.
+
+    Nothing here changes what is learned but ``precision``, which the recipe names.
 
     max_micro_batch_tokens: B * T of a micro-batch, padding included, at most (one example alone may exceed it).
     """
@@ -185,7 +187,7 @@ class Learner(Protocol):
         """
 
     def write_model(self, folder: Path) -> None:
-        """The model as a Hugging Face folder (``config.json``, ``model.safetensors``); tokenizer files are not its concern."""
+        """The model as a Hugging Face folder (``config.json``, ``model.safetensors``), without tokenizer files."""
 
     def peak_memory_bytes(self) -> int:
         """Most memory held since the start: of the device (CUDA) or of this process (CPU, resident)."""

@@ -116,7 +116,7 @@ class TrainingSection(Section):
     head_multiplier: float = Field(1.0, gt=0.0, le=10000.0, description="Factor on the learning rate of the classification head.")
     embedding_multiplier: float = Field(1.0, gt=0.0, le=10000.0, description="Factor on the learning rate of the embeddings.")
     freeze: tuple[Literal["embeddings", "encoder"], ...] = Field((), description="Parts that do not learn.")
-    average_decay: float | None = Field(None, gt=0.0, lt=1.0, description="Judge and keep an exponential moving average of the weights with this decay a step (0.98 averages about 50 steps) instead of the last ones.")
+    average_decay: float | None = Field(None, gt=0.0, lt=1.0, description="Judge and keep an exponential moving average of the weights with this decay a step (0.98 averages about 50 steps, fewer at the beginning) instead of the last ones.")
     num_epochs: int = Field(3, ge=1, description="Passes over the training examples.")
     steps_per_epoch: int | None = Field(None, ge=1, description="Optimiser steps that are called an epoch; else one pass over the examples.")
     batch_size: int = Field(16, ge=1, description="Examples an optimiser step, over all devices; kept exactly, whatever fits into memory at once.")

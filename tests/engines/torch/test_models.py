@@ -152,6 +152,33 @@ def test_a_bert_is_extended_to_long_texts(checkpoint: Checkpoint) -> None:
     assert build_model(ModelSpec(folder, {}, LABELS, extend_to=600), seed=0).model.config.attention_window == [512] * 2
 
 
+@pytest.mark.parametrize("own_attention", [True, False])
+def test_a_mean_global_token_weighs_every_token_the_same(
+    own_attention: bool, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """The first token's attention is the mean of the global values over the tokens that are no padding."""
+    folder, _ = checkpoint()
+    spec = ModelSpec(folder, {}, LABELS, extend_to=256, attention_window=32, extend_global="mean")
+    build_model(spec, seed=0).model.save_pretrained(tmp_path / "built")
+    model = load_model(tmp_path / "built", own_attention=own_attention)
+    layers = [layer.attention for layer in model.base_model.encoder.layer]
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for layer in layers:
+        layer.self.value_global.register_forward_hook(lambda _, taken, __: seen.append((taken[0], torch.empty(0))))
+        layer.output.dense.register_forward_hook(lambda _, taken, __: seen.append((torch.empty(0), taken[0])))
+    ids = torch.arange(4, 54).reshape(1, 50).repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, 40:] = 0
+    with torch.inference_mode():
+        model(input_ids=ids, attention_mask=mask)
+        for layer, (hidden, _), (_, attended) in zip(layers, seen[::2], seen[1::2], strict=True):
+            if hidden.shape[0] != 2:
+                hidden = hidden.transpose(0, 1)  # transformers holds positions first
+            values = layer.self.value_global(hidden)[:, :50]
+            for text, length in enumerate((50, 40)):
+                assert torch.allclose(attended[text, 0], values[text, :length].mean(0), atol=1e-6)
+
+
 def test_a_folder_without_config_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a Hugging Face model: it has no config\.json"):
         load_model(tmp_path)

@@ -108,10 +108,10 @@ def extend_to(
     """Write ``source_folder``'s checkpoint to ``target_folder`` as a Longformer for ``max_positions`` tokens.
 
     ``attention_window`` is upstream's two-sided window, even: a token sees half of it on each side; one
-    number, or one for each layer. ``global_token``: ``copy`` takes the local projections for the global ones;
-    ``mean`` does too, but sets the query to zero, so that every token weighs the same for the global token. Labels, dropout, activation, token types and the tokenizer are kept. A
-    sequence classifier becomes a ``LongformerForSequenceClassification``; a base or a masked-language model
-    becomes a ``LongformerModel``.
+    number, or one for each layer. ``global_token``: the global projections start as copies of the local ones; with
+    ``mean`` the query is zero instead, so that every token weighs the same. Labels, dropout, activation, token types
+    and the tokenizer are kept. A sequence classifier becomes a ``LongformerForSequenceClassification``; a base or a
+    masked-language model becomes a ``LongformerModel``.
 
     Nothing is left behind when it fails: ``target_folder`` appears whole or not at all. Raises InputError.
     """

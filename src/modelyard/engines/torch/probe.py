@@ -51,7 +51,7 @@ def fit_head(model: PreTrainedModel, predict: Callable[[Batch], Predictions], ba
     """Write a multinomial logistic regression on the encoder's outputs into the head of `model`.
 
     predict: the logits of a batch by `model`, float32 in evaluation mode.
-    batches: labelled examples; their ``weights`` weight the loss. All features, N * D float32, are held at once.
+    batches: labelled examples; their ``weights`` weight the loss. All features, N * D float64, are held at once.
 
     Returns the share of the examples that the head then gets right. Raises InputError for a head that does not end
     in a linear layer over one vector a text.
