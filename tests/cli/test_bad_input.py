@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,33 @@ def test_what_is_no_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for command in ("evaluate", "export", "serve"):
         assert main([command, "nothing-here"]) == 1
         assert "nothing-here is not a run" in capsys.readouterr().err
+
+
+def test_another_models_tokenizer(
+    folder: Path, capsys: pytest.CaptureFixture[str], reviews_csv: Path, finished_run: Path
+) -> None:
+    """A model whose folder holds a tokenizer with more entries than it has embeddings."""
+    model = shutil.copytree(finished_run / "model", folder / "mixed")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+    recipe = folder / "mixed.yaml"
+    recipe.write_text(f"task: sentiment\ndata: {{train: {reviews_csv}}}\ndesign: {{model: {model}}}\n")
+    assert main(["train", str(recipe), "--run", str(folder / "run")]) == 1
+    message = capsys.readouterr().err
+    assert "only 300 embeddings" in message and "hint: put the tokenizer files" in message
+    assert not (folder / "run").exists()
+
+
+def test_a_checkpoint_with_another_head_gets_a_new_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], finished_run: Path
+) -> None:
+    rows = [
+        {"text": row["text"], "label": f"{row['label']} {index % 2}"} for index, row in enumerate(demo_reviews(120))
+    ]
+    data, recipe = write_csv(folder / "four.csv", rows), folder / "four.yaml"
+    recipe.write_text(
+        f"task: text-classification\ndata: {{train: {data}}}\ndesign: {{model: {finished_run / 'model'}}}\n"
+        "training: {num_epochs: 1}\n"
+    )
+    assert main(["train", str(recipe), "--run", str(folder / "run")]) == 0
+    assert "classifies 2 labels, this task has 4: new head" in capsys.readouterr().out

@@ -2,8 +2,8 @@
 
 It is the one source for progress bars, TensorBoard and the report. Kinds: ``stage`` (name, state), ``choice``
 (what, value, reason), ``step`` (step, epoch, loss, learning_rate, gradient_norm, tokens, seconds, memory_bytes),
-``evaluation`` (step, epoch, split, loss and the metrics), ``epoch`` (epoch, step, loss, metrics), ``checkpoint`` (step, folder),
-``resume`` (step), ``result`` and ``note`` (text).
+``evaluation`` (step, epoch, split, loss and the metrics), ``epoch`` (epoch, step, loss, metrics), ``checkpoint``
+(step, folder), ``resume`` (step), ``result`` and ``note`` (text).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from modelyard.data.tokenizer import TextTokenizer
 from modelyard.design.architecture import choose_max_length, from_architecture
 from modelyard.design.sources import resolve_model
 from modelyard.engines.base import Device, Engine, ModelSpec, OptimizerSpec, Plan
-from modelyard.errors import MachineError
+from modelyard.errors import InputError, MachineError
 from modelyard.recipe.schema import Recipe
 from modelyard.recipe.write import set_values
 from modelyard.tasks.text_classification import TASKS
@@ -86,6 +86,7 @@ def stand_on(recipe: Recipe, data_folder: Path | None, progress: Progress | None
         tokenizer = TextTokenizer.load(source)
     else:
         config, tokenizer = _from_scratch(recipe, progress)
+    require_own_tokenizer(tokenizer, config, design.model)
     max_length, reason = choose_max_length(design, config)
     if design.max_length is None:
         reasons["design.max_length"] = reason
@@ -104,6 +105,17 @@ def stand_on(recipe: Recipe, data_folder: Path | None, progress: Progress | None
         reasons["data.labels"] = "the labels found in train, sorted"
         recipe = set_values(recipe, {"data.labels": prepared.labels})
     return Ground(recipe, reasons, source, config, tokenizer, prepared)
+
+
+def require_own_tokenizer(tokenizer: TextTokenizer, config: Mapping[str, Any], model: str | None) -> None:
+    """Raises InputError when the tokenizer makes ids that the model has no embedding for: they are not a pair."""
+    rows = config.get("vocab_size")
+    if isinstance(rows, int) and tokenizer.vocab_size > rows:
+        raise InputError(
+            f"the tokenizer of {model} has {tokenizer.vocab_size:,} entries, but the model only {rows:,} embeddings: "
+            "they do not belong together",
+            hint="put the tokenizer files of this very checkpoint into its folder",
+        )
 
 
 def _from_scratch(recipe: Recipe, progress: Progress | None) -> tuple[dict[str, Any], TextTokenizer]:

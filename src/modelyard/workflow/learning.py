@@ -20,9 +20,9 @@ from modelyard.engines.base import Batch, Engine, Learner, Plan
 from modelyard.errors import InputError
 from modelyard.evaluation.metrics import quick_metrics
 from modelyard.recipe.schema import Recipe
-from modelyard.recipe.write import write_recipe
+from modelyard.recipe.write import recipe_text
 from modelyard.runs.events import EventLog
-from modelyard.runs.files import file_sha256, value_sha256, write_folder, write_json
+from modelyard.runs.files import file_sha256, value_sha256, write_folder, write_json, write_text
 from modelyard.runs.folder import RunFolder
 from modelyard.training.checkpoints import Checkpoints
 from modelyard.training.loop import TrainingResult, train_learner
@@ -117,7 +117,7 @@ def train_run(recipe: Recipe, run_folder: RunFolder, log: EventLog, listeners: L
     if run_folder.stage_is_current("training", key):
         reason = "the same data, model and settings as before"
         log.append("stage", name="training", state="skipped", reason=reason)
-        write_recipe(ground.recipe, run_folder.recipe, ground.reasons)
+        write_text(run_folder.recipe, recipe_text(ground.recipe, ground.reasons))
         return run_folder.model_key()
     begun = run_folder.read_manifest().get("training_key")
     if begun is not None and begun != key:
@@ -125,9 +125,9 @@ def train_run(recipe: Recipe, run_folder: RunFolder, log: EventLog, listeners: L
             f"{run_folder.path} holds a run with other data, another model or other training settings",
             hint="take another folder with --run FOLDER, or remove that run with --overwrite",
         )
-    _write_ground(run_folder, ground, plan_value, engine, key)
     with Stage("training", log.append) as stage:
         learner = engine.learner(model_spec(ground), optimizer_spec(ground.recipe), chosen)
+        _write_ground(run_folder, ground, plan_value, engine, key)  # a run begins only with a model that can be built
         for note in learner.notes:
             log.append("note", text=note)
         result = _run_loop(learner, ground, run_folder, log, resume=resume)
@@ -200,7 +200,7 @@ def _whole_documents(ground: Ground) -> Iterator[Batch]:
 
 def _write_ground(run_folder: RunFolder, ground: Ground, plan_value: dict[str, Any], engine: Engine, key: str) -> None:
     """What the run stands on, before its first step."""
-    write_recipe(ground.recipe, run_folder.recipe, ground.reasons)
+    write_text(run_folder.recipe, recipe_text(ground.recipe, ground.reasons))
     write_json(run_folder.data / "report.json", ground.prepared.report.to_json())
     write_json(run_folder.data / "labels.json", list(ground.prepared.labels))
     write_json(run_folder.plan, plan_value)
@@ -240,17 +240,14 @@ def _training_key(ground: Ground) -> str:
     )
 
 
-def model_key_of(run_folder: RunFolder) -> str:
-    return file_sha256(run_folder.model / "model.safetensors")
-
-
 def _check_written(engine: Engine, run_folder: RunFolder, ground: Ground, learner: Learner, chosen: Plan) -> None:
     """The model on disk must answer as the one in memory does, before anything is built on it."""
     split = ground.prepared.validation or ground.prepared.train
     predictor = engine.predictor(run_folder.model, chosen.device, chosen.precision)
     for batch, _ in zip(evaluation_batches(split, 1024, ground.prepared.pad_token_id), range(2), strict=False):
         difference = np.abs(predictor.predict(batch).logits - learner.predict(batch).logits).max()
-        assert difference <= 1e-4, f"the written model differs from the trained one by {difference:.2g}"
+        tolerance = 1e-2 if chosen.compile else 1e-4  # a compiled model rounds in other places
+        assert difference <= tolerance, f"the written model differs from the trained one by {difference:.2g}"
 
 
 def _measured(learner: Learner, result: TrainingResult) -> dict[str, Any]:

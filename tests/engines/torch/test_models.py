@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from modelyard.engines.base import ModelSpec
-from modelyard.engines.torch.models import build_model, check_tokenizer_fits, load_model
+from modelyard.engines.torch.models import build_model, load_model
 from modelyard.errors import InputError
 
 Checkpoint = Callable[..., tuple[Path, PreTrainedModel]]
@@ -273,9 +273,3 @@ def test_loading_prints_nothing(checkpoint: Checkpoint, capfd: pytest.CaptureFix
     build_model(ModelSpec(folder, {}, LABELS), seed=0)
     output = capfd.readouterr()
     assert (output.out, output.err) == ("", "")
-
-
-def test_a_tokenizer_with_more_entries_than_embeddings_is_an_error() -> None:
-    check_tokenizer_fits({"vocab_size": 60}, 60)
-    with pytest.raises(InputError, match="the tokenizer has 61 entries, but the model only 60 embeddings"):
-        check_tokenizer_fits({"vocab_size": 60}, 61)

@@ -84,16 +84,6 @@ def load_model(folder: Path, *, own_attention: bool = True) -> PreTrainedModel:
     return model
 
 
-def check_tokenizer_fits(config: Mapping[str, Any], vocab_size: int) -> None:
-    """Raises InputError when a tokenizer with `vocab_size` entries makes ids that have no embedding."""
-    rows = int(config["vocab_size"])
-    if vocab_size > rows:
-        raise InputError(
-            f"the tokenizer has {vocab_size} entries, but the model only {rows} embeddings",
-            hint="put the tokenizer files of this very checkpoint into its folder",
-        )
-
-
 def _from_scratch(spec: ModelSpec) -> BuiltModel:
     keys = dict(spec.config)
     family = keys.pop("model_type", None)
