@@ -53,7 +53,11 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 
 def test_a_killed_training_goes_on_to_the_bit(
-    tmp_path: Path, make_trainer: Callable[[Path], Any], make_batch: Any, child: ModuleType
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    make_trainer: Callable[[Path], Any],
+    make_batch: Any,
+    child: ModuleType,
 ) -> None:
     """kill -9 in the middle of training, at a place that nobody chose; then resume in another process."""
     torch = pytest.importorskip("torch")
@@ -66,7 +70,8 @@ def test_a_killed_training_goes_on_to_the_bit(
     done = max(killed.losses())
     assert 8 <= done < 18
 
-    torch.set_num_threads(1)
+    request.addfinalizer(lambda threads=torch.get_num_threads(): torch.set_num_threads(threads))
+    torch.set_num_threads(1)  # as in the child: another number adds in another order
     expected = undisturbed(child.torch_learner(), evaluate=child.make_evaluate(make_batch), **child.OPTIONS)
     found = killed(child.torch_learner(), evaluate=child.make_evaluate(make_batch), resume=True, **child.OPTIONS)
     assert found.resumed_from is not None and 8 <= found.resumed_from <= 18

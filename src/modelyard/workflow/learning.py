@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,7 @@ def design(ground: Ground, engine: Engine, stage: Stage) -> tuple[Plan, dict[str
     )
     value = {
         "model": size,
-        "device": {
-            "name": device.name,
-            "description": device.description,
-            "memory_bytes": device.memory_bytes,
-        },
+        "device": asdict(device),
         "precision": chosen.precision,
         "max_micro_batch_tokens": chosen.max_micro_batch_tokens,
         "steps_per_epoch": len(_steps_of_epoch(ground)(1)),
