@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,7 +71,7 @@ def test_a_killed_training_goes_on_to_the_bit(
     done = max(killed.losses())
     assert 8 <= done < 18
 
-    request.addfinalizer(lambda threads=torch.get_num_threads(): torch.set_num_threads(threads))
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(1)  # as in the child: another number adds in another order
     expected = undisturbed(child.torch_learner(), evaluate=child.make_evaluate(make_batch), **child.OPTIONS)
     found = killed(child.torch_learner(), evaluate=child.make_evaluate(make_batch), resume=True, **child.OPTIONS)
