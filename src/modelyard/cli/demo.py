@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from modelyard.cli.arguments import add_overrides
-from modelyard.cli.run import end, serve_and_open
+from modelyard.cli.run import end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +38,5 @@ def run(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             listeners=(show,),
         )
-        end(show, folder)
-    if arguments.json:
-        print(json.dumps({"run": str(folder), "report": str(folder / "evaluation/report.html"), "metrics": metrics}))
-    if arguments.open:
-        serve_and_open(folder)
+        end(arguments, show, folder, metrics)
     return 0

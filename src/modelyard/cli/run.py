@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from modelyard.cli.arguments import (
     add_recipe,
@@ -15,6 +16,9 @@ from modelyard.cli.arguments import (
     run_folder,
 )
 from modelyard.cli.messages import say
+
+if TYPE_CHECKING:
+    from modelyard.cli.show import Show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,29 +40,26 @@ def run(arguments: argparse.Namespace) -> int:
         folder = run_folder(arguments)
         with listening(arguments, folder, show) as listeners:
             metrics = run_stages(recipe, folder, overwrite=arguments.overwrite, listeners=listeners)
-        end(show, folder)
-    if arguments.json:
-        print(json.dumps({"run": str(folder), "report": str(folder / "evaluation/report.html"), "metrics": metrics}))
-    if arguments.open:
-        serve_and_open(folder)
+        end(arguments, show, folder, metrics)
     return 0
 
 
-def end(show: object, folder: Path) -> None:
-    """The last lines of a run: the report, and how to try the model."""
-    from modelyard.cli.show import Show
-
-    assert isinstance(show, Show)
+def end(arguments: argparse.Namespace, show: Show, folder: Path, metrics: dict[str, Any]) -> None:
+    """The end of a run: where the report is, how to try the model, and with ``--open`` the page itself."""
+    report = folder / "evaluation" / "report.html"
     width = max(len(say(key, show.language)) for key in ("report", "try"))
     show.line()
-    show.line(f"{say('report', show.language):<{width}}  {folder / 'evaluation' / 'report.html'}", style="stage")
+    show.line(f"{say('report', show.language):<{width}}  {report}", style="stage")
     show.line(f"{say('try', show.language):<{width}}  modelyard serve {folder} --open", style="stage")
+    if arguments.json:
+        print(json.dumps({"run": str(folder), "report": str(report), "metrics": metrics}), flush=True)
+    if arguments.open:
+        import webbrowser
 
+        from modelyard.workflow.stages import serve
 
-def serve_and_open(folder: Path) -> None:
-    """Serve the run on this machine and open the page in the person's browser; returns when it is stopped."""
-    import webbrowser
+        def ready(url: str) -> None:
+            show.line(say("serving", show.language, name=folder, url=url))
+            webbrowser.open(url)
 
-    from modelyard.workflow.stages import serve
-
-    serve(folder, on_ready=lambda url: (print(url, flush=True), webbrowser.open(url)))
+        serve(folder, on_ready=ready)
