@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sentiment of short film reviews (the default), or which novel a chapter is from",
     )
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="where the run goes (runs/demo-NAME if not given)")
+    parser.add_argument("--resume", action="store_true", help="go on with what was begun, which is the default here")
     parser.add_argument("--overwrite", action="store_true", help="start anew if it ran before")
     parser.add_argument("--open", action="store_true", help="serve the result and open its page at the end")
     add_overrides(parser)

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_run_folder(parser)
     add_tensorboard(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with what was begun, which is the default here")
     parser.add_argument("--overwrite", action="store_true", help="remove the run in that folder first")
     parser.add_argument("--open", action="store_true", help="serve the result and open its page at the end")
 
