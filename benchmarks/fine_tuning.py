@@ -6,7 +6,8 @@ steps, with the same optimiser, learning rate, schedule and clipping. Three cont
 - ``modelyard``: batches by length under a token budget, our attention, attention dropout off (our default);
 - ``trainer``: ``transformers.Trainer`` with its defaults (random batches padded to the longest, its attention);
 - ``padded``: the same Trainer with every document padded to the full length, as the well-known tutorial does
-  (timed on a few steps only, and scaled by the number of steps).
+  (timed on a few steps only, and scaled by the number of steps). It computes one document at a time and accumulates,
+  because eight of them at once do not fit into 24 GB.
 
     python benchmarks/fine_tuning.py --data articles.jsonl.gz --model FOLDER --seeds 3
 
@@ -122,7 +123,8 @@ def run_trainer(prepared: Prepared, model: Path, seed: int, pad_to: int | None, 
     network = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(prepared.labels))
     with tempfile.TemporaryDirectory() as output:
         arguments = transformers.TrainingArguments(
-            output_dir=output, num_train_epochs=1, max_steps=max_steps, per_device_train_batch_size=BATCH_SIZE,
+            output_dir=output, num_train_epochs=1, max_steps=max_steps, per_device_train_batch_size=BATCH_SIZE if pad_to is None else 1,
+            gradient_accumulation_steps=1 if pad_to is None else BATCH_SIZE,
             learning_rate=LEARNING_RATE, seed=seed, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
             logging_strategy="no",
         )  # fmt: skip
@@ -166,6 +168,7 @@ def main() -> None:
         rows: list[dict[str, float]] = []
         for seed in range(options.seeds):
             ours, our_accuracy, padding = run_modelyard(prepared, folder / "model", seed, options.micro_tokens)
+            print(f"seed {seed}: modelyard {ours:.1f} s for {num_steps} steps", flush=True)
             trainer, trainer_accuracy = run_trainer(prepared, folder / "model", seed, None, -1)
             few, _ = run_trainer(prepared, folder / "model", seed, 4096, options.padded_steps)
             padded = few / options.padded_steps * num_steps
