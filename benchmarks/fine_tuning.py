@@ -123,7 +123,8 @@ def run_trainer(prepared: Prepared, model: Path, seed: int, pad_to: int | None, 
     network = transformers.AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(prepared.labels))
     with tempfile.TemporaryDirectory() as output:
         arguments = transformers.TrainingArguments(
-            output_dir=output, num_train_epochs=1, max_steps=max_steps, per_device_train_batch_size=BATCH_SIZE if pad_to is None else 1,
+            output_dir=output, num_train_epochs=1, max_steps=max_steps,
+            per_device_train_batch_size=BATCH_SIZE if pad_to is None else 1,
             gradient_accumulation_steps=1 if pad_to is None else BATCH_SIZE,
             learning_rate=LEARNING_RATE, seed=seed, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
             logging_strategy="no",
