@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +138,19 @@ def test_framework_missing_says_which_extra(
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 3
     assert "pip install 'modelyard[torch]'" in result.stderr
+
+
+def test_the_command_to_type_next_is_one_that_the_shell_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`make demo` runs in a virtual environment that the person's shell does not know."""
+    from modelyard.cli.run import own_command
+
+    program = tmp_path / ".venv" / "bin" / "modelyard"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    monkeypatch.setenv("PATH", "")
+    assert own_command() == str(Path(".venv/bin/modelyard"))
+    monkeypatch.setenv("PATH", str(program.parent))
+    program.chmod(0o755)
+    assert own_command() == "modelyard"

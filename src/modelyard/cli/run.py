@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +48,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def own_command() -> str:
+    """What the person can type for this program: its name if the shell finds it, else where it stands."""
+    if shutil.which("modelyard"):
+        return "modelyard"
+    beside = Path(sys.executable).parent / "modelyard"
+    if not beside.exists():
+        return f"{sys.executable} -m modelyard"
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
+
+
 def end(arguments: argparse.Namespace, show: Show, folder: Path, metrics: dict[str, Any]) -> None:
     """The end of a run: where the report is, how to try the model, and with ``--open`` the page itself."""
     report = folder / "evaluation" / "report.html"
     width = max(len(say(key, show.language)) for key in ("report", "try"))
     show.line()
     show.line(f"{say('report', show.language):<{width}}  {report}", style="stage")
-    show.line(f"{say('try', show.language):<{width}}  modelyard serve {folder} --open", style="stage")
+    show.line(f"{say('try', show.language):<{width}}  {own_command()} serve {folder} --open", style="stage")
     if arguments.json:
         print(json.dumps({"run": str(folder), "report": str(report), "metrics": metrics}), flush=True)
     if arguments.open:

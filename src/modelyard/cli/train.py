@@ -13,6 +13,7 @@ from modelyard.cli.arguments import (
     read_recipe,
     run_folder,
 )
+from modelyard.cli.run import own_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder = run_folder(arguments)
         with listening(arguments, folder, show) as listeners:
             trained = train(recipe, folder, resume=arguments.resume, overwrite=arguments.overwrite, listeners=listeners)
-        show.line(f"\nmodelyard evaluate {folder}")
+        show.line(f"\n{own_command()} evaluate {folder}")
         if arguments.json:
             print(json.dumps({"run": str(trained.path), "training": trained.read_manifest()["stages"]["training"]}))
     return 0
