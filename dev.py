@@ -1,6 +1,7 @@
 """Set-up and checks with nothing but Python: ``python dev.py demo`` and ``python dev.py test``; ``make`` calls them.
 
-Makes a virtual environment in ``.venv``, installs modelyard into it with the versions of constraints.txt, and runs.
+Makes a virtual environment in ``.venv``, installs modelyard into it with the tested versions (constraints.txt in
+the package), and runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+CONSTRAINTS = ROOT / "src" / "modelyard" / "constraints.txt"
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
@@ -21,7 +23,7 @@ PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 
 def set_up(extra: str) -> None:
     """Install modelyard[extra] into .venv, unless the same was installed before."""
-    made_from = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+    made_from = [file.read_bytes() for file in (ROOT / "pyproject.toml", CONSTRAINTS)]
     key = hashlib.sha256(b"\0".join([*made_from, extra.encode(), sys.version.encode()])).hexdigest()
     mark = VENV / f"installed-{extra}"
     if PYTHON.exists() and mark.exists() and mark.read_text() == key:
@@ -31,7 +33,7 @@ def set_up(extra: str) -> None:
         venv.create(VENV, with_pip=True)
     subprocess.run(
         [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-         "--constraint", ROOT / "constraints.txt", "--editable", f"{ROOT}[{extra}]"],
+         "--constraint", CONSTRAINTS, "--editable", f"{ROOT}[{extra}]"],
         check=True,
     )  # fmt: skip
     mark.write_text(key)

@@ -14,8 +14,6 @@ bundle/              what is deployed
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 
 from modelyard.errors import InputError
 from modelyard.runs.files import file_sha256, folder_sha256, remove_leftovers, space_errors, write_json
+from modelyard.runs.lock import held
 
 FORMAT = 1
 
@@ -133,38 +132,20 @@ class RunFolder:
         """
         with space_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+", encoding="utf-8")
-        with file:
-            if not _try_lock(file.fileno()):
-                file.seek(0)
-                raise InputError(
-                    f"another process ({file.read().strip() or 'unknown'}) is working in {self.path}",
-                    hint="wait for it, or choose another folder with --run FOLDER",
-                )
-            file.truncate(0)
-            file.write(f"pid {os.getpid()}")
-            file.flush()
-            remove_leftovers(self.path)
-            try:
+            (self.path / ".lock").touch()
+        taken = False
+        try:
+            with held(self.path / ".lock", self._busy):
+                taken = True
+                remove_leftovers(self.path)
                 yield
-            finally:
-                if not any(entry.name != ".lock" for entry in self.path.iterdir()):
-                    file.close()
-                    (self.path / ".lock").unlink()
-                    self.path.rmdir()
+        finally:
+            if taken and [entry.name for entry in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
 
-
-def _try_lock(descriptor: int) -> bool:
-    """Take the operating system's lock on an open file without waiting."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    def _busy(self, holder: str) -> InputError:
+        return InputError(
+            f"another process ({holder}) is working in {self.path}",
+            hint="wait for it, or choose another folder with --run FOLDER",
+        )

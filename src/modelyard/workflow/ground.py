@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from modelyard.engines.base import Device, Engine, ModelSpec, OptimizerSpec, Pla
 from modelyard.errors import InputError, MachineError
 from modelyard.recipe.schema import Recipe
 from modelyard.recipe.write import set_values
+from modelyard.runs.places import cache_folder
 from modelyard.tasks.text_classification import TASKS
 
 ENGINES = {"torch": "modelyard.engines.torch.engine:TorchEngine"}
@@ -45,15 +45,6 @@ class Ground:
     config: dict[str, Any]
     tokenizer: TextTokenizer
     prepared: Prepared
-
-
-def cache_folder() -> Path:
-    """Where prepared data is shared between runs: MODELYARD_CACHE, else the usual cache folder of the system."""
-    if os.environ.get("MODELYARD_CACHE"):
-        return Path(os.environ["MODELYARD_CACHE"]).expanduser()
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "modelyard" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "modelyard"
 
 
 def load_engine(name: str) -> Engine:
