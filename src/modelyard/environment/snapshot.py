@@ -108,9 +108,7 @@ class Nvidia(Part):
 
     driver_version: str = ""  # "580.82.07"
     cuda_version: str = ""  # highest that the driver says it can: "13.0"
-    nvml_error: int | None = (
-        None  # the return code when NVML does not start: 9 driver not loaded, 12 library not found, 18 versions differ, 999 unknown
-    )
+    nvml_error: int | None = None  # return code of NVML: 9 no driver, 12 no library, 18 versions differ, 999 unknown
     nvml_message: str = ""
     kernel_module_version: str = ""  # /sys/module/nvidia/version
     device_nodes: tuple[str, ...] = ()  # /dev/nvidia*
@@ -218,9 +216,9 @@ class Configuration(Part):
     hub_offline: bool = False
     pytorch_mirror: str = ""  # MODELYARD_PYTORCH_INDEX: replaces the base of the PyTorch wheel index
     python_mirror: str = ""  # UV_PYTHON_INSTALL_MIRROR
-    variables: dict[
-        str, str
-    ] = {}  # others that change behaviour: LD_LIBRARY_PATH, CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS, KMP_DUPLICATE_LIB_OK, XLA_PYTHON_CLIENT_PREALLOCATE, KERAS_BACKEND, JAX_PLATFORMS …
+    # Others that change behaviour: LD_LIBRARY_PATH, CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS, KMP_DUPLICATE_LIB_OK,
+    # XLA_PYTHON_CLIENT_PREALLOCATE, KERAS_BACKEND, JAX_PLATFORMS, PYTHONPATH …
+    variables: dict[str, str] = {}
 
 
 class Reach(Part):
