@@ -82,20 +82,33 @@ def stand_on(recipe: Recipe, data_folder: Path | None, progress: Progress | None
     if design.max_length is None:
         reasons["design.max_length"] = reason
         recipe = set_values(recipe, {"design.max_length": max_length})
-    prepared = prepare(
+    rejected = None if data_folder is None else data_folder / "rejected.jsonl"
+    prepared = _prepare(recipe, tokenizer, max_length, rejected, progress)
+    if recipe.data.labels is None:
+        reasons["data.labels"] = "the labels found in train, sorted"
+        recipe = set_values(recipe, {"data.labels": prepared.labels})
+    return Ground(recipe, reasons, source, config, tokenizer, prepared)
+
+
+def examples_of_run(recipe: Recipe, model: Path) -> Prepared:
+    """The prepared data of a trained run. Its own tokenizer in `model` is the one that it was made with."""
+    assert recipe.design.max_length is not None
+    return _prepare(recipe, TextTokenizer.load(model), recipe.design.max_length, None, None)
+
+
+def _prepare(
+    recipe: Recipe, tokenizer: TextTokenizer, max_length: int, rejected: Path | None, progress: Progress | None
+) -> Prepared:
+    return prepare(
         recipe.data,
         TASKS[recipe.task],
         tokenizer,
         max_length=max_length,
         on_too_long=recipe.design.on_too_long,
         cache_folder=cache_folder(),
-        rejected_path=None if data_folder is None else data_folder / "rejected.jsonl",
+        rejected_path=rejected,
         progress=progress,
     )
-    if recipe.data.labels is None:
-        reasons["data.labels"] = "the labels found in train, sorted"
-        recipe = set_values(recipe, {"data.labels": prepared.labels})
-    return Ground(recipe, reasons, source, config, tokenizer, prepared)
 
 
 def require_own_tokenizer(tokenizer: TextTokenizer, config: Mapping[str, Any], model: str | None) -> None:
@@ -131,9 +144,9 @@ def _from_scratch(recipe: Recipe, progress: Progress | None) -> tuple[dict[str, 
     return config, tokenizer
 
 
-def micro_tokens(ground: Ground) -> int:
+def micro_tokens(recipe: Recipe) -> int:
     """Tokens computed at once, of a recipe that `choose_plan` has resolved."""
-    tokens = ground.recipe.training.max_micro_batch_tokens
+    tokens = recipe.training.max_micro_batch_tokens
     assert isinstance(tokens, int)
     return tokens
 

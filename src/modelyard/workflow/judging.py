@@ -24,7 +24,7 @@ from modelyard.runs.events import EventLog, read_events
 from modelyard.runs.files import file_sha256, value_sha256
 from modelyard.runs.folder import RunFolder
 from modelyard.tasks.text_classification import TASKS
-from modelyard.workflow.ground import load_engine, micro_tokens, stand_on
+from modelyard.workflow.ground import examples_of_run, load_engine, micro_tokens
 from modelyard.workflow.stage import Listeners, Stage, teller
 
 
@@ -64,9 +64,9 @@ def judge_run(
     if run_folder.stage_is_current("evaluation", key):
         log.append("stage", name="evaluation", state="skipped", reason="the same model, test examples and settings")
         return dict(json.loads(metrics_file.read_text(encoding="utf-8")))
-    ground = stand_on(recipe, None)
-    name = "test" if ground.prepared.test is not None else "validation"
-    split = ground.prepared.splits.get(name)
+    prepared = examples_of_run(recipe, run_folder.model)
+    name = "test" if prepared.test is not None else "validation"
+    split = prepared.splits.get(name)
     if split is None:
         raise InputError(
             "there are no test examples to judge the model on",
@@ -77,10 +77,10 @@ def judge_run(
         predictor = engine.predictor(run_folder.model, recipe.environment.device)
         clock = _Clock()
         evaluation = judge(
-            clock.timed(_outputs(predictor, split, micro_tokens(ground), ground.prepared.pad_token_id, listeners)),
+            clock.timed(_outputs(predictor, split, micro_tokens(recipe), prepared.pad_token_id, listeners)),
             split,
-            ground.prepared.train,
-            ground.prepared.labels,
+            prepared.train,
+            prepared.labels,
             task=TASKS[recipe.task],
             options=recipe.evaluation,
             folder=run_folder.evaluation,

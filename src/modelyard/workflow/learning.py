@@ -162,7 +162,7 @@ def _steps_of_epoch(ground: Ground) -> Callable[[int], StepPlan]:
 def _run_loop(
     learner: Learner, ground: Ground, run_folder: RunFolder, log: EventLog, *, resume: bool
 ) -> TrainingResult:
-    validation, tokens = ground.prepared.validation, micro_tokens(ground)
+    validation, tokens = ground.prepared.validation, micro_tokens(ground.recipe)
 
     def evaluate_learner(learner: Learner) -> Mapping[str, float]:
         assert validation is not None
@@ -190,7 +190,7 @@ def _run_loop(
 def _whole_documents(ground: Ground) -> Iterator[Batch]:
     """Every training example once, uncut by `train_window`, with the weight that it has in training."""
     weights = _steps_of_epoch(ground)(1).weights
-    for batch in evaluation_batches(ground.prepared.train, micro_tokens(ground), ground.prepared.pad_token_id):
+    for batch in evaluation_batches(ground.prepared.train, micro_tokens(ground.recipe), ground.prepared.pad_token_id):
         yield replace(batch, weights=weights[batch.rows])
 
 

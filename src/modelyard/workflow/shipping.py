@@ -16,7 +16,7 @@ from modelyard.recipe.schema import Recipe
 from modelyard.runs.events import EventLog
 from modelyard.runs.files import value_sha256
 from modelyard.runs.folder import RunFolder
-from modelyard.workflow.ground import Ground, load_engine, stand_on
+from modelyard.workflow.ground import examples_of_run, load_engine
 from modelyard.workflow.judging import metrics_summary, render_report
 from modelyard.workflow.stage import Stage
 
@@ -37,15 +37,15 @@ def ship_run(recipe: Recipe, run_folder: RunFolder, model_key: str, log: EventLo
         log.append("stage", name="deployment", state="skipped", reason="the same model, evaluation and settings")
         return load_bundle(folder)
     with Stage("deployment", log.append) as stage:
-        ground = stand_on(recipe, None)
-        split = ground.prepared.test or ground.prepared.validation or ground.prepared.train
-        record = _compare_exported(recipe, run_folder, ground, split)
+        prepared = examples_of_run(recipe, run_folder.model)
+        split = prepared.test or prepared.validation or prepared.train
+        record = _compare_exported(recipe, run_folder, prepared.pad_token_id, split)
         metrics = json.loads((run_folder.evaluation / "metrics.json").read_text(encoding="utf-8"))
         assert recipe.design.max_length is not None
         bundle = write_bundle(
             folder,
             model_folder=run_folder.model,
-            labels=ground.prepared.labels,
+            labels=prepared.labels,
             max_length=recipe.design.max_length,
             remove=recipe.data.remove,
             task_name=recipe.task,
@@ -66,12 +66,12 @@ def ship_run(recipe: Recipe, run_folder: RunFolder, model_key: str, log: EventLo
     return bundle
 
 
-def _compare_exported(recipe: Recipe, run_folder: RunFolder, ground: Ground, split: Split) -> ParityRecord:
+def _compare_exported(recipe: Recipe, run_folder: RunFolder, pad_token_id: int, split: Split) -> ParityRecord:
     """Compare the files with the library's own classes, which know nothing of our attention, on real examples."""
     engine = load_engine(recipe.environment.framework)
     trained = engine.predictor(run_folder.model, recipe.environment.device)
     plain = engine.reference_predictor(run_folder.model, recipe.environment.device)
-    batches = _spread_batches(split, ground.prepared.pad_token_id)
+    batches = _spread_batches(split, pad_token_id)
     return check_parity(((batch, trained.predict(batch).logits) for batch in batches), plain)
 
 
