@@ -15,12 +15,14 @@ import torch
 import transformers
 
 import modelyard
+from modelyard.data.tokenizer import TextTokenizer
 from modelyard.engines.base import Batch, StepOutcome
 from modelyard.engines.torch.learner import TorchLearner
 from modelyard.errors import InputError
 from modelyard.recipe.load import load_recipe
 from modelyard.runs.events import read_events
 from modelyard.runs.files import file_sha256
+from modelyard.runs.folder import RunFolder
 from modelyard.workflow.use import open_bundle
 
 
@@ -148,6 +150,26 @@ def test_the_head_is_fitted_once_on_whole_documents_and_a_resume_is_exact(
     assert file_sha256(resumed.model / "model.safetensors") == file_sha256(undisturbed.model / "model.safetensors")
     notes = [event["text"] for event in read_events(resumed.path / "events.jsonl") if event["kind"] == "note"]
     assert sum(note.startswith("head fitted on the frozen encoder: right on ") for note in notes) == 1
+
+
+def test_a_vocabulary_is_learned_once(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judging and shipping read the run's own tokenizer, and so meet the data of the training in the cache."""
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("prepared or learned again")
+
+    monkeypatch.setattr(TextTokenizer, "train", refuse)
+    monkeypatch.setattr(TextTokenizer, "encode_batch", refuse)
+
+    def metrics() -> list[object]:
+        systems = json.loads((run_copy / "evaluation/metrics.json").read_text())["systems"]
+        return [system["metrics"] for system in systems]
+
+    before = metrics()
+    RunFolder(run_copy).forget_stages("evaluation", "deployment")
+    modelyard.evaluate(run_copy)
+    assert metrics() == before
+    modelyard.export(run_copy)
 
 
 def test_a_changed_model_is_not_judged(run_copy: Path) -> None:
