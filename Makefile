@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: demo long-documents test
+.PHONY: demo long-documents test test-install
 demo:
 	$(PYTHON) dev.py demo $(ARGS)
 
@@ -11,3 +11,6 @@ long-documents:
 
 test:
 	$(PYTHON) dev.py test $(ARGS)
+
+test-install:
+	$(PYTHON) dev.py test-install $(ARGS)

@@ -1,5 +1,7 @@
 """Set-up and checks with nothing but Python: ``python dev.py demo`` and ``python dev.py test``; ``make`` calls them.
 
+``python dev.py test-install`` is the longer check of what installs.
+
 Makes a virtual environment in ``.venv``, installs modelyard into it with the tested versions (constraints.txt in
 the package), and runs.
 """
@@ -71,15 +73,21 @@ def test(arguments: list[str]) -> int:
     return 0
 
 
+def test_install(arguments: list[str]) -> int:
+    """The longer check: environments of every framework, really made, proved and used; downloads gigabytes."""
+    set_up("test")
+    return subprocess.run([PYTHON, "-m", "pytest", "-m", "install", *arguments, "tests/install"], cwd=ROOT).returncode
+
+
 def main() -> int:
-    """Run one of the two commands."""
-    commands = {"demo": demo, "test": test}
+    """Run one of the commands."""
+    commands = {"demo": demo, "test": test, "test-install": test_install}
     if sys.version_info < (3, 11):  # noqa: UP036 - the person may start this with an older Python
         print(f"modelyard needs Python 3.11 or newer; this is {sys.version.split()[0]}", file=sys.stderr)
         return 3
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(
-            "usage: python dev.py demo [long-documents] [--open] | python dev.py test [pytest arguments]",
+            "usage: python dev.py demo [long-documents] [--open] | python dev.py test|test-install [pytest arguments]",
             file=sys.stderr,
         )
         return 2

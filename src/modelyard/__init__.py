@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from modelyard.version import __version__
+
 if TYPE_CHECKING:
     from modelyard.errors import ModelyardError
     from modelyard.workflow.stages import evaluate, export, load_recipe, prepare, run, serve, train
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "ModelyardError": "modelyard.errors",

@@ -12,13 +12,16 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from modelyard.errors import ModelyardError, UsageError
 
 # name: (module, line of help in English, in Chinese), in the order in which a person meets them
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "doctor": ("doctor", "What this machine is, what is wrong with it, and what mends it", "检查本机：是什么、有什么问题、怎样修复"),
+    "env": ("env", "Make, prove, repair and export environments with a framework", "创建、验证、修复、导出带框架的环境"),
     "demo": ("demo", "All five stages on real documents that come with modelyard", "用自带的真实文档走完五个阶段"),
     "init": ("init", "Look at your data and write a recipe", "查看数据，写出配方文件"),
     "data": ("data", "Check the data of a recipe: rows, labels, lengths, leakage", "检查配方的数据：行、标签、长度、泄漏"),
@@ -30,6 +33,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("export", "Write the bundle of a run, compared with the trained model", "导出部署包，并与训练好的模型比对"),
     "serve": ("serve", "A page and an HTTP service for a run or a bundle", "为运行或部署包启动网页与 HTTP 服务"),
 }  # fmt: skip
+LANGUAGES = ("en", "zh")
+# These need a framework; where it is missing, they are started in an environment that has it
+IN_AN_ENVIRONMENT = ("demo", "data", "plan", "run", "train", "evaluate", "predict", "export", "serve")
 
 
 def language(environment: dict[str, str] | None = None) -> str:
@@ -70,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (input or data), 2 (usage), 3 (machine) or 130 (interrupted)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
+    with _spoken(given):
+        return _run(given, as_json)
+
+
+def _run(given: list[str], as_json: bool) -> int:
     try:
         return _dispatch(given)
     except ModelyardError as error:
@@ -81,6 +92,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _spoken(given: list[str]) -> Iterator[None]:
+    """Speak the language of ``--lang`` from the first word on, also in what is started; take it out if it leads."""
+    chosen = None
+    for number, word in enumerate(given):
+        if word == "--":
+            break
+        if word == "--lang" and number + 1 < len(given):
+            chosen = given[number + 1]
+        elif word.startswith("--lang="):
+            chosen = word.removeprefix("--lang=")
+    if given and chosen in LANGUAGES and given[0].startswith("--lang"):
+        del given[: 2 if given[0] == "--lang" else 1]
+    if chosen not in LANGUAGES:
+        yield
+        return
+    before = os.environ.get("MODELYARD_LANG")
+    os.environ["MODELYARD_LANG"] = chosen
+    try:
+        yield
+    finally:
+        os.environ.pop("MODELYARD_LANG")
+        if before is not None:
+            os.environ["MODELYARD_LANG"] = before
+
+
+def add_form(parser: argparse.ArgumentParser, default: object) -> None:
+    """``--json`` and ``--lang``, which every command has."""
+    parser.add_argument(
+        "--json", action="store_true", default=default, help="machine-readable result on stdout, text on stderr"
+    )
+    parser.add_argument("--lang", choices=LANGUAGES, default=argparse.SUPPRESS, help="language of the texts")
 
 
 def _dispatch(given: list[str]) -> int:
@@ -108,9 +153,16 @@ def _dispatch(given: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="machine-readable result on stdout, text on stderr")
+    add_form(parser, default=False)
+    parsed = parser.parse_args(given[1:])
+    if name in IN_AN_ENVIRONMENT:
+        from modelyard.cli.hand_over import hand_over
+
+        code = hand_over(given, parsed)
+        if code is not None:
+            return code
     try:
-        return int(module.run(parser.parse_args(given[1:])))
+        return int(module.run(parsed))
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] == "modelyard":
             raise

@@ -7,6 +7,7 @@ machine: what cannot be read is `None`, what failed says why.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import platform
 import subprocess
@@ -63,9 +64,22 @@ class Host:
         return str(Path.home())
 
     @property
+    def here(self) -> str:
+        """The current folder, or "" when it was removed."""
+        try:
+            return str(Path.cwd())
+        except OSError:
+            return ""
+
+    @property
     def python(self) -> str:
         """The Python that runs modelyard."""
         return sys.executable
+
+    @property
+    def prefix(self) -> str:
+        """The environment of the Python that runs modelyard: pip reads a configuration file that lies in it."""
+        return sys.prefix
 
     def read_text(self, path: str) -> str | None:
         """The first MiB of a file as UTF-8 (wrong bytes replaced), or None."""
@@ -144,7 +158,14 @@ class Host:
             code = process.returncode
         except subprocess.TimeoutExpired:
             _end(process)
-            output, errors = process.communicate()
+            try:
+                output, errors = process.communicate(timeout=1)
+            except subprocess.TimeoutExpired:  # a child that left the group still holds the pipes
+                output, errors = b"", b""
+                process.poll()
+                for pipe in (process.stdout, process.stderr):
+                    if pipe is not None:
+                        pipe.close()
         text = [each[-MAX_TEXT_BYTES:].decode("utf-8", errors="replace") for each in (output, errors)]
         return Ran(code, text[0], text[1], time.monotonic() - started)
 
@@ -205,7 +226,7 @@ class Host:
         except urllib.error.HTTPError as error:
             headers = {name.lower(): value for name, value in error.headers.items()}
             return Answer(error.code, headers, seconds=time.monotonic() - started)
-        except (OSError, ValueError) as error:  # URLError is an OSError
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
             reason = getattr(error, "reason", error)
             return Answer(None, problem=_short(reason), seconds=time.monotonic() - started)
 

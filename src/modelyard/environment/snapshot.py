@@ -114,6 +114,7 @@ class Nvidia(Part):
     device_nodes: tuple[str, ...] = ()  # /dev/nvidia*
     libcuda_path: str = ""  # what the loader finds
     toolkit_version: str = ""  # nvcc's, if it is on PATH
+    bus_devices: int | None = None  # NVIDIA display controllers on the PCI bus, with or without a driver
     gpus: tuple[Gpu, ...] = ()
 
 
@@ -160,7 +161,7 @@ class Framework(Part):
 
     name: str
     version: str = ""
-    built_for: str = ""  # cpu | cuda | rocm | xpu | "" unknown
+    built_for: str = ""  # cpu | cuda | rocm | xpu | tpu (jax) | "" unknown
     built_version: str = ""  # of CUDA or ROCm: "13.0"
     asked: bool = False  # it was imported in a process of its own
     outcome: str = ""  # ok | failed | timeout | crashed, when asked

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from modelyard import __version__
 from modelyard.data.batches import StepPlan, evaluation_batches, training_steps
 from modelyard.data.prepared import Prepared
 from modelyard.design.describe import describe_model
@@ -26,6 +25,7 @@ from modelyard.runs.files import file_sha256, value_sha256, write_folder, write_
 from modelyard.runs.folder import RunFolder
 from modelyard.training.checkpoints import Checkpoints
 from modelyard.training.loop import TrainingResult, train_learner
+from modelyard.version import __version__
 from modelyard.workflow.ground import (
     Ground,
     choose_plan,
