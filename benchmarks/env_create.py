@@ -123,6 +123,7 @@ def main() -> int:
             "system": platform.platform(),
             "python": platform.python_version(),
             "uv": version("uv"),
+            "load_average": os.getloadavg(),
         },
         "frameworks": written.get("frameworks", {}) | {each: measure(each) for each in frameworks},
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.cli.hand_over import MARK, child_variables
+from modelyard.cli.run import TYPED, own_command
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses a shell script as Python")
 
@@ -183,7 +184,7 @@ def test_a_python_with_the_framework_goes_on_by_itself(environments: Path) -> No
 
 def test_the_variables_of_the_environment_win() -> None:
     given = {"A": "1", "B": "2", "PYTHONPATH": "/x", "PYTHONHOME": "/y"}
-    assert child_variables("lab", {"B": "3"}, given) == {"A": "1", "B": "3", MARK: "lab"}
+    assert child_variables("lab", {"B": "3"}, given) == {"A": "1", "B": "3", MARK: "lab", TYPED: own_command()}
 
 
 class Typed:

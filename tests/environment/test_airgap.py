@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,8 @@ from tests.environment.workshop import PYTHON, Workshop, make_workshop
 from modelyard.environment import airgap
 from modelyard.environment.airgap_text import Subject, install_text
 from modelyard.errors import InputError, MachineError, UsageError
+
+USE = "modelyard-torch/bin/python -c 'import widget, modelyard; print(widget.VERSION)'"
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_the_printed_pip_commands_install_without_a_network(collected: Path, tmp
 
 def test_the_printed_uv_commands_install_without_a_network(collected: Path, tmp_path: Path) -> None:
     _, _, fast, _ = commands(collected)
-    ended = without_network(tmp_path, fast + "modelyard-torch/bin/python -c 'import widget; print(widget.VERSION)'")
+    ended = without_network(tmp_path, fast + USE)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "1.0"
 
@@ -235,15 +236,34 @@ def test_collecting_again_replaces_and_cleans_what_a_kill_left(collected: Path, 
     assert list(collected.parent.iterdir()) == [collected]
 
 
-def test_a_wheel_that_is_gone_leaves_no_folder(build: Path, tmp_path: Path, offline: None) -> None:
+def test_a_wheel_that_is_gone_is_named(build: Path, workshop: Workshop, tmp_path: Path, offline: None) -> None:
     copy = tmp_path / "builds" / "1"
     shutil.copytree(build, copy, ignore=shutil.ignore_patterns(".venv"))
-    moved = (copy / "uv.lock").read_text()
-    record = json.loads((copy / "build.json").read_text())
-    folder = record["sources"]["variables"]["UV_FIND_LINKS"].removeprefix("file://")
-    (copy / "uv.lock").write_text(moved.replace(folder, str(tmp_path / "gone")))
-    with pytest.raises(MachineError, match="widget"):
+    lock = (copy / "uv.lock").read_text()
+    (copy / "uv.lock").write_text(lock.replace(str(workshop.wheels), str(tmp_path / "gone")))
+    with pytest.raises(MachineError, match=r"a folder that is gone: .*widget-1\.0-py3-none-any\.whl"):
         airgap.collect(copy, tmp_path / "out" / "air")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_download_leaves_no_folder(
+    build: Path, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(airgap, "_describe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        airgap.collect(build, tmp_path / "out" / "air")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_pip_says_is_passed_on(from_pypi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(MachineError, match=r"No matching distribution found for idna==3\.10"):
+        airgap.collect(from_pypi, tmp_path / "out" / "air")
     assert list((tmp_path / "out").iterdir()) == []
 
 

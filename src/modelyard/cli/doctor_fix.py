@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BY_HAND = re.compile(
     r"\b(sudo|su|doas|runas|reboot|shutdown|docker|podman|kubectl)\b"
     r"|(^|[;&|]\s*)(export|set|unset|source|cd|exit)\s"
+    r"|\$env:|\bEnv:"
     r"|<[\w -]+>|…|(?<![\w=/$.-])[A-Z]{4,}(?![\w=/.-])"
 )
 OWN = re.compile(r"^modelyard env repair \S+$")

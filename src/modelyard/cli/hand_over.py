@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from modelyard.cli.run import TYPED, own_command
 from modelyard.errors import MachineError, RecipeError
 
 if TYPE_CHECKING:
@@ -115,4 +116,4 @@ def summary(environment: Environment) -> str:
 def child_variables(name: str, own: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
     """The variables of the process in the environment: those given, its own, and no path into another Python."""
     kept = {key: value for key, value in variables.items() if key not in ("PYTHONHOME", "PYTHONPATH")}
-    return {**kept, **own, MARK: name}
+    return {**kept, **own, MARK: name, TYPED: own_command()}

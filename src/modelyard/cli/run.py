@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from modelyard.cli.show import Show
 
 
+TYPED = "MODELYARD_TYPED"  # set by the hand-over: what was typed stands outside the environment that goes on
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, the run's folder, and what to do with one that is there."""
     add_recipe(parser)
@@ -50,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def own_command() -> str:
     """What the person can type for this program: its name if the shell finds it, else where it stands."""
+    if os.environ.get(TYPED):
+        return os.environ[TYPED]
     if shutil.which("modelyard"):
         return "modelyard"
     beside = Path(sys.executable).parent / "modelyard"

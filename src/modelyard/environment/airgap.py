@@ -101,6 +101,11 @@ def collect(
         sources = read_sources(Host())
         source = build if platform is None else _locked_for(build, target, Path(scratch) / "project", sources, uv)
         found = locked.read(source, uv=uv)
+        if found.missing_files:
+            raise MachineError(
+                f"these wheels came from a folder that is gone: {', '.join(found.missing_files)}",
+                hint=f"put the folder back, or: modelyard env repair {name}",
+            )
         lines = _needed(found, target if platform is not None else None, Path(scratch), uv)
         with _becoming(directory) as folder:
             _check_space(_size(found, lines), folder)
@@ -160,9 +165,9 @@ def _needed(found: Locked, target: Platform | None, scratch: Path, uv: str | Non
     variables = {"UV_PROJECT_ENVIRONMENT": str(scratch / "none")}
     said = Uv(uv, variables=variables).run(command, found.folder, ignore)
     pins = [pin for pin in (re.match(r" \+ ([\w.-]+)==(\S+)", line) for line in said) if pin]
-    wanted = {(normalised(pin[1]), pin[2]) for pin in pins}
-    version = locked.wheel_name(found.own_wheel.name)[1]
-    lines = {("modelyard", version): f"modelyard=={version} --hash=sha256:{file_sha256(found.own_wheel)}"}
+    own = locked.wheel_name(found.own_wheel.name)  # uv names it by its version or by its file, as it likes
+    wanted = {(normalised(pin[1]), pin[2]) for pin in pins} | {own}
+    lines = {own: f"{'=='.join(own)} --hash=sha256:{file_sha256(found.own_wheel)}"}
     for line in found.requirements:
         requirement, *hashes = line.split(" --hash=")
         pin = requirement.split(" ;")[0].strip()

@@ -159,7 +159,7 @@ def _requirements(framework: str, accelerator: str, version: str, snapshot: Snap
     if framework == "torch":
         # Named, so that they too are taken from the PyTorch index: PyPI does not have them.
         triton = {"rocm": ("triton-rocm",), "xpu": ("triton-xpu",)}.get(of, ())
-        return (f"torch=={version}", *triton, "modelyard[torch]")
+        return (f"torch=={version}", *triton, "modelyard[all]")
     if framework == "tensorflow":
         small = of == "cpu" and platform_name(snapshot.system) in ("linux-x86_64", "windows-x86_64")
         name = "tensorflow-cpu" if small else "tensorflow[and-cuda]" if of == "cuda" else "tensorflow"

@@ -199,7 +199,7 @@ def _local_files(lock: dict[str, Any], build: Path, own: Path) -> tuple[tuple[Pa
         folder = build / unquote(place.removeprefix("file://"))  # an absolute path replaces `build`
         for wheel in package.get("wheels", []):
             name = Path(str(wheel.get("path") or wheel.get("filename") or unquote(urlsplit(wheel.get("url", "")).path)))
-            file = folder / name if folder.is_dir() else folder
+            file = folder / name if "registry" in source else folder
             if file.name == own.name:
                 continue
             if file.is_file():

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -90,10 +92,11 @@ def redact(
 
 
 def _own_names() -> list[str]:
-    try:
-        return [getpass.getuser()]
-    except (OSError, KeyError, ImportError):  # a number without a name, as containers have it
-        return []
+    """Who runs this, and who they were before sudo."""
+    names = [os.environ.get("SUDO_USER", "")]
+    with suppress(OSError, KeyError, ImportError):  # a number without a name, as containers have it
+        names.append(getpass.getuser())
+    return names
 
 
 def _proxy(text: str) -> str:

@@ -118,14 +118,7 @@ def extend_to(
     if target_folder.exists():
         raise InputError(f"{target_folder} exists already.", hint="name a new folder, or remove the old one first")
     source = _read(source_folder)
-    positions = int(source.config.max_position_embeddings) - source.offset
-    if max_positions < positions:
-        raise InputError(
-            f"max_positions is {max_positions}, but {source_folder} already reads {positions} tokens.",
-            hint=f"ask for more than {positions} positions, or use the checkpoint as it is",
-        )
-    windows = _windows(attention_window, int(source.config.num_hidden_layers))
-    config = _longformer_config(source, max_positions, windows)
+    config = _longformer_config(source, max_positions, attention_window)
     weights = _convert(source, max_positions, global_token)
     _check(source, config, weights)
 
@@ -140,10 +133,25 @@ def extend_to(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def extended_config(
+    source_folder: Path, max_positions: int, *, attention_window: int | Sequence[int] = 512
+) -> LongformerConfig:
+    """The configuration that ``extend_to`` writes, from ``config.json`` alone. Raises InputError."""
+    source = _Source(source_folder, _read_config(source_folder), {})
+    return _longformer_config(source, max_positions, attention_window)
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
 def _read(folder: Path) -> _Source:
+    config = _read_config(folder)
+    prefix = _SUPPORTED[config.model_type][0]
+    weights = {_rename(name, prefix): tensor for name, tensor in _load(folder).items()}
+    return _Source(folder, config, {k: v for k, v in weights.items() if not k.startswith(_DROPPED)})
+
+
+def _read_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise InputError(
             f"{folder} has no config.json, so it is no Hugging Face checkpoint.",
@@ -168,10 +176,7 @@ def _read(folder: Path) -> _Source:
                 f"{folder} holds a {name}, whose head would be lost.",
                 hint="give a base model, a masked-language model or a ForSequenceClassification",
             )
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    prefix = _SUPPORTED[model_type][0]
-    weights = {_rename(name, prefix): tensor for name, tensor in _load(folder).items()}
-    return _Source(folder, config, {k: v for k, v in weights.items() if not k.startswith(_DROPPED)})
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _rename(name: str, prefix: str) -> str:
@@ -221,7 +226,16 @@ def _windows(attention_window: int | Sequence[int], num_layers: int) -> list[int
 # --- converting -----------------------------------------------------------------------------------
 
 
-def _longformer_config(source: _Source, max_positions: int, windows: list[int]) -> LongformerConfig:
+def _longformer_config(
+    source: _Source, max_positions: int, attention_window: int | Sequence[int]
+) -> LongformerConfig:
+    positions = int(source.config.max_position_embeddings) - source.offset
+    if max_positions < positions:
+        raise InputError(
+            f"max_positions is {max_positions}, but {source.folder} already reads {positions} tokens.",
+            hint=f"ask for more than {positions} positions, or use the checkpoint as it is",
+        )
+    windows = _windows(attention_window, int(source.config.num_hidden_layers))
     old = source.config.to_dict()
     settings = {name: old[name] for name in _KEPT_SETTINGS if old.get(name) is not None}
     architecture = "LongformerForSequenceClassification" if source.is_classifier else "LongformerModel"

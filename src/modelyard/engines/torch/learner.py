@@ -50,11 +50,16 @@ class TorchPredictor:
 
     def predict(self, batch: Batch) -> Predictions:
         """Logits (B, C) float32 in evaluation mode."""
+        with _memory_errors(self.device):
+            return Predictions(self.evaluate(batch).cpu().numpy())
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """The logits of `predict`, still on the device."""
         was_training = self.model.training
         self.model.train(False)
         try:
-            with torch.inference_mode(), _memory_errors(self.device):
-                return Predictions(self.logits(batch).cpu().numpy())
+            with torch.inference_mode():
+                return self.logits(batch)
         finally:
             self.model.train(was_training)
 
@@ -169,6 +174,21 @@ class TorchLearner:
         """Logits (B, C) float32 in evaluation mode; training goes on as if this had not been asked."""
         with self._averaged():
             return self._predictor.predict(batch)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """The logits (B, C) of `predict`, still on the device."""
+        with self._averaged():
+            return self._predictor.evaluate(batch)
+
+    def held_tensors(self) -> dict[str, list[Tensor]]:
+        """What is kept between steps, by what it is: ``weights`` (buffers too), ``gradients``, ``optimizer``."""
+        learning = self._learning().values()
+        state = [tensor for each in learning for tensor in self._optimizer.state[each].values()]
+        return {
+            "weights": list(self._tensors().values()),
+            "gradients": [each.grad for each in learning if each.grad is not None],
+            "optimizer": [*state, *self._average.values()],
+        }
 
     def save(self, folder: Path) -> None:
         """Write all weights and buffers, the optimiser's moments, and the number of steps done. No pickle."""

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from modelyard.engines.base import ModelSpec
 from modelyard.engines.torch.attention.longformer import accelerate
-from modelyard.engines.torch.extend import extend_to
+from modelyard.engines.torch.extend import extend_to, extended_config
 from modelyard.engines.torch.optimizer import parts_of
 from modelyard.errors import InputError
 
@@ -63,6 +63,23 @@ def build_model(spec: ModelSpec, *, seed: int) -> BuiltModel:
     return built
 
 
+def build_without_weights(spec: ModelSpec) -> PreTrainedModel:
+    """The model that `build_model` builds, with weights left to chance: of a source only ``config.json`` is read.
+
+    Raises InputError for a configuration that is missing, of no use, or unable to do what is asked.
+    """
+    with _quiet():
+        if spec.source is None:
+            return _from_scratch(spec).model
+        if spec.extend_to is None:
+            config = _read_config(spec.source)
+        else:
+            window = spec.attention_window or DEFAULT_WINDOW
+            config = extended_config(spec.source, spec.extend_to, attention_window=window)
+        _change(config, spec)
+        return _accelerated(_new_model(config))
+
+
 def load_model(folder: Path, *, own_attention: bool = True) -> PreTrainedModel:
     """Load a classifier as `write_model` wrote it: float32, on the CPU, in evaluation mode.
 
@@ -72,6 +89,7 @@ def load_model(folder: Path, *, own_attention: bool = True) -> PreTrainedModel:
     """
     with _quiet():
         config = _read_config(folder)
+        _require_weights(folder)
         model, missing, _ = _load(folder, config)
         if missing:
             raise InputError(
@@ -95,12 +113,19 @@ def _from_scratch(spec: ModelSpec) -> BuiltModel:
             hint="--set design.architecture.family=bert (or roberta, longformer)",
         ) from error
     notes = _change(config, spec)
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    return BuiltModel(_accelerated(model), (*notes, "all weights start from random numbers"))
+    return BuiltModel(_accelerated(_new_model(config)), (*notes, "all weights start from random numbers"))
+
+
+def _new_model(config: PretrainedConfig) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=torch.float32
+    )
+    return model
 
 
 def _from_checkpoint(folder: Path, spec: ModelSpec) -> BuiltModel:
     config = _read_config(folder)
+    _require_weights(folder)
     old_labels = _labels_of(config)
     notes = _change(config, spec)
     model, missing, reshaped = _load(folder, config)
@@ -136,14 +161,6 @@ def _read_config(folder: Path) -> PretrainedConfig:
             f"{folder} is not a Hugging Face model: it has no config.json",
             hint="give a folder with config.json and model.safetensors",
         )
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        pickled = next((name for name in PICKLED_WEIGHTS if (folder / name).is_file()), None)
-        found = f"only {pickled}, a pickle, which can run code when it is read" if pickled else "no weights"
-        raise InputError(
-            f"{folder} has no model.safetensors, {found}",
-            hint="take a revision with model.safetensors, or convert it where you trust the file: "
-            "AutoModel.from_pretrained(OLD).save_pretrained(NEW)",
-        )
     try:
         return cast(
             PretrainedConfig,
@@ -154,6 +171,17 @@ def _read_config(folder: Path) -> PretrainedConfig:
             f"{folder / 'config.json'} is of no use to transformers {transformers.__version__}: {_first_line(error)}",
             hint="use a checkpoint of a family that transformers contains; code in a checkpoint is never run",
         ) from error
+
+
+def _require_weights(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        pickled = next((name for name in PICKLED_WEIGHTS if (folder / name).is_file()), None)
+        found = f"only {pickled}, a pickle, which can run code when it is read" if pickled else "no weights"
+        raise InputError(
+            f"{folder} has no model.safetensors, {found}",
+            hint="take a revision with model.safetensors, or convert it where you trust the file: "
+            "AutoModel.from_pretrained(OLD).save_pretrained(NEW)",
+        )
 
 
 def _load(folder: Path, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str], list[str]]:

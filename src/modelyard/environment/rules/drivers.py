@@ -25,7 +25,7 @@ def cuda_error_804(snapshot: Snapshot) -> Values | None:
     if "Error 804" not in said and "forward compatibility was attempted" not in said:
         return None
     folders = snapshot.configuration.variables.get("LD_LIBRARY_PATH", "").split(":")
-    kept = [each for each in folders if each and "compat" not in each]
+    kept = [each for each in folders if each and "compat" not in each.split("/")]
     command = commands.unset_variable(snapshot, "LD_LIBRARY_PATH")
     if kept:
         command = commands.set_variable(snapshot, "LD_LIBRARY_PATH", ":".join(kept))

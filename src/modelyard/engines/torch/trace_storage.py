@@ -1,0 +1,264 @@
+"""Follows every storage from its first use to its end, in a run that computes or in one that only pretends.
+
+`StorageTracker` sees each ATen operation below autograd, in forward and in backward. A storage counts once,
+however many tensors view it, from the operation that returned it until the last tensor, saved ones included,
+has let it go. What an operation allocates for itself and frees before it returns is not seen.
+
+The pretending run keeps two kinds of tensors. Weights and everything computed from them are **fake**: they have a shape,
+a type and a storage without bytes. Whatever was computed from the batch and from constants alone, such as masks,
+positions and counts, is **known**: small real tensors. So code that asks for a number (how many global tokens, is
+anything padded) gets the true one and takes the way that it will take in training.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from modelyard.errors import MachineError
+
+aten = torch.ops.aten
+Phase = Literal["build", "forward", "recompute", "backward", "update"]
+
+# Known tensors have so many elements at most: masks of (B, T, T) on short texts fit, larger ones become fake.
+LARGEST_KNOWN = 2**22
+# Their values are constants or the batch itself; all other factories (zeros, empty, rand) make room for results.
+_KNOWN_FACTORIES = {
+    aten.arange.default,
+    aten.arange.start,
+    aten.arange.start_step,
+    aten.linspace.default,
+    aten.scalar_tensor.default,
+}
+_KNOWN_WHOLE_NUMBERS = {
+    aten.zeros.default,
+    aten.ones.default,
+    aten.full.default,
+    aten.randint.default,
+    aten.randint.low,
+}
+_INDEXED = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._unsafe_index.Tensor,
+    aten._unsafe_index_put.default,
+    aten._index_put_impl_.default,
+}
+
+
+class UntraceableError(MachineError):
+    """The model's code asks for a value that only a real run has. ``operation``: the ATen operation that did."""
+
+    def __init__(self, operation: str, where: str, reason: str) -> None:
+        super().__init__(
+            f"the memory of this model cannot be traced without running it: {operation} in {where} {reason}",
+            hint="measure it with one real step on this device",
+        )
+        self.operation = operation
+        self.where = where
+
+
+@dataclass(eq=False)
+class Storage:
+    """One storage. ``phase`` says when it was allocated; ``saved``: it outlived the forward pass that made it."""
+
+    number: int
+    num_bytes: int
+    phase: Phase
+    operation: str
+    is_input: bool
+    saved: bool = False
+    alive: weakref.ref[Any] | None = None
+
+
+class StorageTracker(TorchDispatchMode):
+    """A dispatch mode that records `events`: (storage, bytes by which it grew), negative when it was freed.
+
+    fake: pretend under this mode, or None to compute.
+    """
+
+    def __init__(self, fake: FakeTensorMode | None) -> None:
+        super().__init__()
+        self.fake = fake
+        self.events: list[tuple[Storage, int]] = []
+        self._phase: Phase = "build"
+        self._stage: Phase = "build"
+        self._young: list[Storage] = []
+        self._alive: dict[int, Storage] = {}
+        self._num_storages = 0
+
+    @contextmanager
+    def stage(self, stage: Literal["build", "forward", "update"]) -> Iterator[None]:
+        """What the operations of this block are for; a backward pass within is found out alone."""
+        before, self._stage = self._stage, stage
+        try:
+            with self:
+                yield
+        finally:
+            self._stage = before
+
+    def storage_of(self, tensor: Tensor) -> Storage:
+        """The storage of a tensor, first seen now or earlier."""
+        return self._see(tensor, "")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self._follow_phase()
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs) if self.fake is None else self._pretend(func, args, kwargs)
+        for tensor in _tensors(out):
+            self._see(tensor, func)
+        return out
+
+    # --- what is alive ------------------------------------------------------------------------------
+
+    def _see(self, tensor: Tensor, func: Any) -> Storage:
+        storage = tensor.untyped_storage()
+        key, num_bytes = storage._cdata, storage.nbytes()
+        known = self._alive.get(key)
+        if known is not None:
+            if num_bytes != known.num_bytes:  # an `out` that was resized
+                self.events.append((known, num_bytes - known.num_bytes))
+                known.num_bytes = num_bytes
+            return known
+        record = Storage(self._num_storages, num_bytes, self._phase, str(func), func in _LIFTS)
+        record.alive = weakref.ref(storage, self._forget(key))
+        self._num_storages += 1
+        self._alive[key] = record
+        self.events.append((record, num_bytes))
+        if self._phase in ("forward", "recompute"):
+            self._young.append(record)
+        return record
+
+    def _forget(self, key: int) -> Callable[[Any], None]:
+        def gone(_: Any) -> None:
+            record = self._alive.pop(key)
+            self.events.append((record, -record.num_bytes))
+            record.alive = None
+
+        return gone
+
+    def _follow_phase(self) -> None:
+        """Set the phase; what a forward pass leaves behind when backward begins was saved for it."""
+        phase = self._stage
+        if torch._C._current_graph_task_id() != -1:
+            # Checkpointing computes a part again within backward, and catches what that part saves by hooks.
+            saving = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            phase = "recompute" if saving else "backward"
+        if phase != self._phase and phase == "backward":
+            for record in self._young:
+                record.saved = record.saved or record.alive is not None
+            self._young.clear()
+        self._phase = phase
+
+    # --- pretending ---------------------------------------------------------------------------------
+
+    def _pretend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = [*_tensors(args), *_tensors(tuple(kwargs.values()))]
+        known = [tensor for tensor in given if not isinstance(tensor, FakeTensor)]
+        if len(known) == len(given):
+            if self._stays_known(func, known, args, kwargs):
+                return func(*args, **kwargs)
+        elif known:
+            _require_unchanged(func, args, kwargs)
+        if func in _INDEXED:
+            args = (args[0], _whole_number_indices(args[1]), *args[2:])
+        if known:
+            args, kwargs = self._faked(args), {name: self._faked(value) for name, value in kwargs.items()}
+        return self._run_fake(func, args, kwargs)
+
+    def _stays_known(self, func: Any, known: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if known:
+            return _largest(known) <= LARGEST_KNOWN
+        if func in _KNOWN_FACTORIES or func in _KNOWN_WHOLE_NUMBERS:
+            like = self._run_fake(func, args, kwargs)
+            whole = not like.dtype.is_floating_point
+            return bool(like.numel() <= LARGEST_KNOWN and (whole or func in _KNOWN_FACTORIES))
+        return False
+
+    def _faked(self, value: Any) -> Any:
+        assert self.fake is not None
+        if isinstance(value, Tensor):
+            return value if isinstance(value, FakeTensor) else self.fake.from_tensor(value)
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._faked(each) for each in value)
+        return value
+
+    def _run_fake(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self.fake is not None
+        try:
+            with self.fake:
+                return func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise UntraceableError(str(func), _where(), "needs the values of a computed tensor") from error
+        except (UnsupportedFakeTensorException, UnsupportedOperatorException, NotImplementedError) as error:
+            raise UntraceableError(str(func), _where(), f"has no version without data ({error})") from error
+
+
+_LIFTS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _largest(tensors: list[Tensor]) -> int:
+    """Elements of what these broadcast to, or of the largest of them."""
+    try:
+        return math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    except RuntimeError:
+        return max(tensor.numel() for tensor in tensors)
+
+
+def _require_unchanged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A known tensor that takes in computed values would no longer be known."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        if any(not isinstance(tensor, FakeTensor) for tensor in _tensors(value)):
+            raise UntraceableError(str(func), _where(), "writes computed values into a constant")
+
+
+def _whole_number_indices(indices: Any) -> list[Any]:
+    """Known masks as the positions that they select: what the operation itself does first."""
+    whole: list[Any] = []
+    for index in indices:
+        if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
+            whole.extend(index.nonzero(as_tuple=True))
+        else:
+            whole.append(index)
+    return whole
+
+
+def _where() -> str:
+    """The innermost line of Python that is not PyTorch's own."""
+    own = (str(Path(torch.__file__).parent), __file__)
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(own):
+            return f"{Path(frame.filename).name}:{frame.lineno}"
+    return "PyTorch"
