@@ -31,7 +31,8 @@ def test_commands_are_all_known_here() -> None:
     assert console_lines("README.md") == [
         "make demo",
         "make test",
-        "pip install 'modelyard[torch]'",
+        "pip install modelyard",
+        "modelyard doctor",
         "modelyard init text-classification reviews.csv",
         "modelyard data check recipe.yaml",
         "modelyard run recipe.yaml",
@@ -57,6 +58,8 @@ def test_make_demo(tmp_path: Path) -> None:
 
 def test_your_own_data(tmp_path: Path, finished_run: Path) -> None:
     write_csv(tmp_path / "reviews.csv", demo_reviews(160))
+    diagnosed = modelyard(tmp_path, "modelyard doctor")
+    assert diagnosed.returncode in (0, 3) and "torch" in diagnosed.stdout, diagnosed.stderr
     initial = modelyard(tmp_path, "modelyard init text-classification reviews.csv")
     assert initial.returncode == 0, initial.stderr
     model = f"--set design.model={finished_run / 'model'} --set training.num_epochs=1"

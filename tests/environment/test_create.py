@@ -67,6 +67,7 @@ def test_a_failed_proof_keeps_its_record_and_is_not_used(workshop: Workshop) -> 
     record = workshop.folder / "environments/torch/builds/1/proof.json"
     assert "float32 strict, gradients: 3.0e-01 instead of at most 1.0e-05: layer.0.query" in raised.value.problem
     assert str(record) in raised.value.hint
+    assert "env repair torch" in raised.value.hint
     assert raised.value.exit_code == 3
     assert json.loads(record.read_text())["passed"] is False
     environment = workshop.store.open("torch")

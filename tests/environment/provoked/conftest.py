@@ -13,4 +13,8 @@ collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path / "shell")
+    """Without a GPU, even where one is."""
+    shell = Shell(tmp_path / "shell")
+    if Path("/dev/nvidiactl").exists():
+        shell.gpu(error=12)
+    return shell

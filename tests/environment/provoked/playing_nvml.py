@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-MESSAGES = {9: "Driver Not Loaded", 15: "GPU is lost", 999: "Unknown Error"}
+MESSAGES = {12: "NVML Shared Library Not Found", 15: "GPU is lost", 999: "Unknown Error"}
 played = Path(__file__).with_name("nvml.json")
 MACHINE: dict[str, Any] = json.loads(played.read_text()) if played.exists() else {}
 

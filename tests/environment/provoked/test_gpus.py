@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -87,7 +86,7 @@ def test_jax_on_a_gpu_that_others_use_in_part(shell: Shell) -> None:
     clean = shell.doctor()
     shell.gpu(used_gib=30)
     only("jax-preallocates", clean, shell.doctor(), "export XLA_PYTHON_CLIENT_PREALLOCATE=false")
-    assert "jax-preallocates" not in shell.doctor(XLA_PYTHON_CLIENT_PREALLOCATE="false").rules  # the fix mends it
+    assert "jax-preallocates" not in shell.doctor(typed="export XLA_PYTHON_CLIENT_PREALLOCATE=false").rules
 
 
 def test_tensorflow_that_cannot_open_its_libraries(shell: Shell) -> None:
@@ -103,6 +102,7 @@ def test_tensorflow_that_cannot_open_its_libraries(shell: Shell) -> None:
 
 def test_a_driver_that_was_updated_under_a_running_kernel(shell: Shell) -> None:
     """The real binding of NVML, and a library of the driver that answers with error 18."""
+    shell.variables.pop("PYTHONPATH", None)
     clean = shell.doctor("--quick")
     library = compiled("int nvmlInitWithFlags(unsigned f) { return 18; }", shell.folder / "lib" / "libnvidia-ml.so.1")
     provoked = shell.doctor("--quick", LD_LIBRARY_PATH=str(library.parent))
@@ -128,6 +128,7 @@ def test_compatibility_libraries_on_a_gpu_that_may_not_use_them(shell: Shell) ->
     found = only("cuda-error-804", clean, provoked, f"export LD_LIBRARY_PATH={other}")
     assert provoked.code == 3
     assert f"the loader finds {compat}/libcuda.so.1" in found["evidence"]
+    assert shell.doctor(LD_LIBRARY_PATH=f"{compat}:{other}", typed=found["fix"][0]).rules == clean.rules
 
 
 def test_gpus_that_wait_for_the_fabric_manager(shell: Shell) -> None:
@@ -145,7 +146,7 @@ def test_gpus_that_wait_for_the_fabric_manager(shell: Shell) -> None:
 def test_a_container_that_lost_its_gpu(shell: Shell) -> None:
     shell.variables["APPTAINER_CONTAINER"] = APPTAINER
     shell.gpu()
-    clean = shell.doctor("--quick", "--python", sys.executable)
+    clean = shell.doctor("--quick")
     shell.gpu(error=999)
     provoked = shell.doctor("--quick")
     only("container-lost-gpu", clean, provoked, "apptainer exec --nv …")
@@ -192,6 +193,8 @@ def test_a_gpu_that_others_use_mostly_and_one_that_is_hidden(shell: Shell) -> No
     shell.gpu()
     clean = shell.doctor("--quick")
     only("gpus-hidden", clean, shell.doctor("--quick", CUDA_VISIBLE_DEVICES="-1"), "unset CUDA_VISIBLE_DEVICES")
+    shown = shell.doctor("--quick", CUDA_VISIBLE_DEVICES="-1", typed="unset CUDA_VISIBLE_DEVICES")
+    assert shown.rules == clean.rules
     shell.gpu(used_gib=60)
     found = only("gpu-memory-used-by-others", clean, shell.doctor("--quick"), "nvidia-smi")
     assert "64.4 GB of 85.9 GB" in found["evidence"]
