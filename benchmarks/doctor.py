@@ -34,6 +34,7 @@ KIB = 1024 if sys.platform == "linux" else 1  # ru_maxrss is KiB on Linux and by
 @dataclass(frozen=True)
 class Run:
     seconds: float
+    cpu_seconds: float  # of all its threads and processes; unlike `seconds` it does not grow on a busy machine
     peak_bytes: int
 
 
@@ -59,7 +60,7 @@ def measure(command: list[str]) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in FINE:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return Run(seconds, usage.ru_maxrss * KIB)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * KIB)
 
 
 def _version(package: str) -> str:
@@ -75,6 +76,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),  # far above 0: the seconds are those of a busy machine
         "versions": {package: _version(package) for package in packages},
     }
 
@@ -83,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
+    here = machine()
     commands = contestants()
     for command in commands.values():
         measure(command)  # files into the page cache, for all alike
@@ -91,22 +94,25 @@ def main() -> None:
         for name, command in commands.items():
             runs[name].append(measure(command))
     seconds = {name: statistics.median(each.seconds for each in taken) for name, taken in runs.items()}
+    cpu = {name: statistics.median(each.cpu_seconds for each in taken) for name, taken in runs.items()}
     peaks = {name: statistics.median(each.peak_bytes for each in taken) for name, taken in runs.items()}
-    print(f"{'':26} {'seconds':>8} {'MB':>6} {'time':>7} {'memory':>7}")
+    print(f"{'':26} {'seconds':>8} {'CPU':>6} {'MB':>6} {'time':>7} {'memory':>7}")
     for name in commands:
         ratios = f"{seconds[name] / seconds[OURS]:6.1f}x {peaks[name] / peaks[OURS]:6.1f}x"
-        print(f"{name:26} {seconds[name]:8.2f} {peaks[name] / 1e6:6.0f} {ratios}")
+        print(f"{name:26} {seconds[name]:8.2f} {cpu[name]:6.2f} {peaks[name] / 1e6:6.0f} {ratios}")
     reached = seconds[OURS] < LIMIT_SECONDS and peaks[OURS] < LIMIT_BYTES
+    print(f"{here['cores']} cores, load before: {here['load_before']}")
     print(f"below {LIMIT_SECONDS:g} s and {LIMIT_BYTES / 1e6:.0f} MB: {'yes' if reached else 'no'}")
     table = {
         name: {
             "seconds": round(seconds[name], 3),
+            "cpu_seconds": round(cpu[name], 3),
             "peak_bytes": int(peaks[name]),
             "all_seconds": [round(each.seconds, 3) for each in runs[name]],
         }
         for name in commands
     }
-    RESULTS.write_text(json.dumps({"machine": machine(), "repeats": repeats, "programs": table}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({"machine": here, "repeats": repeats, "programs": table}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

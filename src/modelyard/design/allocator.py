@@ -24,7 +24,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from modelyard.engines.base import StorageEvent
 
 MEBIBYTE = 1 << 20
 SMALLEST_BLOCK_BYTES = 512  # kMinBlockSize
@@ -37,18 +39,6 @@ LARGE_ROUNDING_BYTES = 2 * MEBIBYTE  # kRoundLarge
 ADDRESS_RANGE_BYTES = SMALL_SEGMENT_BYTES * LARGE_SEGMENT_BYTES * 1024
 
 PoolName = Literal["small", "large"]
-
-
-class Event(NamedTuple):
-    """One change of live memory. storage: any number that names the storage while it lives.
-
-    num_bytes: as asked for, before any rounding; ignored for ``free``. cause: what the memory is for (``weights``, say).
-    """
-
-    action: Literal["allocate", "free"]
-    storage: int
-    num_bytes: int
-    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,17 +72,11 @@ class Replay:
         return self.failed_at is None
 
 
-class BlockView(NamedTuple):
-    """A block as `CachingAllocator.blocks` shows it. address: within the pool's own range of addresses."""
+class Block:
+    """A piece of a segment; ``before`` and ``after`` are its neighbours in the same segment.
 
-    pool: PoolName
-    address: int
-    num_bytes: int
-    state: Literal["live", "free", "unmapped"]
-
-
-class _Block:
-    """A piece of a segment; ``before`` and ``after`` are its neighbours in the same segment."""
+    address: within the pool's own range for expandable segments, else within one range of all.
+    """
 
     __slots__ = ("address", "after", "before", "live", "mapped", "num_bytes", "pool")
 
@@ -102,16 +86,16 @@ class _Block:
         self.num_bytes = num_bytes
         self.live = False
         self.mapped = True
-        self.before: _Block | None = None
-        self.after: _Block | None = None
+        self.before: Block | None = None
+        self.after: Block | None = None
 
     @property
     def is_whole_segment(self) -> bool:
         return self.before is None and self.after is None
 
-    def split_at(self, num_bytes: int) -> _Block:
+    def split_at(self, num_bytes: int) -> Block:
         """Keep the first `num_bytes` and return the rest as a block of the same segment."""
-        rest = _Block(self.pool, self.address + num_bytes, self.num_bytes - num_bytes)
+        rest = Block(self.pool, self.address + num_bytes, self.num_bytes - num_bytes)
         rest.mapped = self.mapped
         rest.before, rest.after = self, self.after
         if self.after is not None:
@@ -120,7 +104,7 @@ class _Block:
         self.num_bytes = num_bytes
         return rest
 
-    def absorb(self, neighbour: _Block) -> None:
+    def absorb(self, neighbour: Block) -> None:
         """Take over a neighbour's bytes; it exists no more."""
         if neighbour is self.before:
             self.address = neighbour.address
@@ -144,21 +128,21 @@ class _Pool:
         self.page_bytes = page_bytes
         self.smallest_rest_bytes = smallest_rest_bytes
         self.sizes: list[tuple[int, int]] = []
-        self.by_address: dict[int, _Block] = {}
-        self.unmapped: list[_Block] = []  # expandable only; few, so it is searched in address order
+        self.by_address: dict[int, Block] = {}
+        self.unmapped: list[Block] = []  # expandable only; few, so it is searched in address order
 
-    def keep(self, block: _Block) -> None:
+    def keep(self, block: Block) -> None:
         insort(self.sizes, (block.num_bytes, block.address))
         self.by_address[block.address] = block
 
-    def drop(self, block: _Block) -> None:
+    def drop(self, block: Block) -> None:
         del self.sizes[bisect_left(self.sizes, (block.num_bytes, block.address))]
         del self.by_address[block.address]
 
-    def keep_unmapped(self, block: _Block) -> None:
+    def keep_unmapped(self, block: Block) -> None:
         insort(self.unmapped, block, key=lambda each: each.address)
 
-    def take(self, num_bytes: int, expandable: bool) -> _Block | None:
+    def take(self, num_bytes: int, expandable: bool) -> Block | None:
         """Remove and return the best free block for a request, or None."""
         place = bisect_left(self.sizes, (num_bytes, -1))
         if place == len(self.sizes):
@@ -196,14 +180,13 @@ class CachingAllocator:
         self._small = _Pool("small", SMALL_SEGMENT_BYTES, SMALLEST_BLOCK_BYTES)
         self._large = _Pool("large", LARGE_SEGMENT_BYTES, smallest_large_rest)
         self._next_address = 0
-        self._live: dict[int, _Block] = {}  # by id(), for `blocks` alone
         if expandable:
             for pool in (self._small, self._large):
-                everything = _Block(pool, 0, ADDRESS_RANGE_BYTES)
+                everything = Block(pool, 0, ADDRESS_RANGE_BYTES)
                 everything.mapped = False
                 pool.unmapped.append(everything)
 
-    def allocate(self, num_bytes: int) -> _Block | None:
+    def allocate(self, num_bytes: int) -> Block | None:
         """A block of at least `num_bytes` (> 0), or None when the limit does not allow it."""
         size = -(-num_bytes // SMALLEST_BLOCK_BYTES) * SMALLEST_BLOCK_BYTES
         pool = self._small if size <= SMALL_REQUEST_BYTES else self._large
@@ -220,13 +203,11 @@ class CachingAllocator:
             pool.keep(block.split_at(size))
         block.live = True
         self.allocated_bytes += block.num_bytes
-        self._live[id(block)] = block
         return block
 
-    def free(self, block: _Block) -> None:
+    def free(self, block: Block) -> None:
         """Give a block back to its pool."""
         self.allocated_bytes -= block.num_bytes
-        del self._live[id(block)]
         block.live = False
         self._merge(block)
         block.pool.keep(block)
@@ -242,17 +223,12 @@ class CachingAllocator:
                     pool.drop(block)
                     self.reserved_bytes -= block.num_bytes
 
-    def blocks(self) -> Iterator[BlockView]:
-        """Every block, live ones first."""
-        for block in self._live.values():
-            yield BlockView(block.pool.name, block.address, block.num_bytes, "live")
+    def free_blocks(self) -> Iterator[Block]:
+        """Every block that is mapped and not live."""
         for pool in (self._small, self._large):
-            for num_bytes, address in pool.sizes:
-                yield BlockView(pool.name, address, num_bytes, "free")
-            for block in pool.unmapped:
-                yield BlockView(pool.name, block.address, block.num_bytes, "unmapped")
+            yield from pool.by_address.values()
 
-    def _new_block(self, pool: _Pool, size: int) -> _Block | None:
+    def _new_block(self, pool: _Pool, size: int) -> Block | None:
         """Memory of the driver for a request of `size` (rounded), or None when the limit forbids it."""
         if size <= SMALL_REQUEST_BYTES:
             segment_bytes = SMALL_SEGMENT_BYTES
@@ -266,7 +242,7 @@ class CachingAllocator:
         if self.expandable:
             return self._expand(pool, size)
         self._reserve(segment_bytes)
-        block = _Block(pool, self._next_address, segment_bytes)
+        block = Block(pool, self._next_address, segment_bytes)
         self._next_address += segment_bytes
         return block
 
@@ -274,7 +250,7 @@ class CachingAllocator:
         self.reserved_bytes += num_bytes
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
-    def _merge(self, block: _Block) -> None:
+    def _merge(self, block: Block) -> None:
         """Join a block that is in no list with its neighbours of the same kind."""
         pool = block.pool
         for neighbour in (block.before, block.after):
@@ -286,7 +262,7 @@ class CachingAllocator:
                 pool.unmapped.remove(neighbour)
             block.absorb(neighbour)
 
-    def _expand(self, pool: _Pool, size: int) -> _Block | None:
+    def _expand(self, pool: _Pool, size: int) -> Block | None:
         """Map pages at the lowest address where free and unmapped neighbours together have room for `size`."""
         block = self._room(pool, size)
         if not block.mapped and not self._map(block, min(size, block.num_bytes)):
@@ -300,7 +276,7 @@ class CachingAllocator:
         pool.drop(block)
         return block
 
-    def _room(self, pool: _Pool, size: int) -> _Block:
+    def _room(self, pool: _Pool, size: int) -> Block:
         for unmapped in pool.unmapped:
             start = unmapped
             if start.before is not None and not start.before.live:
@@ -315,7 +291,7 @@ class CachingAllocator:
                 return start
         raise AssertionError("a range of addresses without end has room")
 
-    def _map(self, block: _Block, num_bytes: int) -> bool:
+    def _map(self, block: Block, num_bytes: int) -> bool:
         """Put pages behind the first `num_bytes` of an unmapped block, which becomes free; False at the limit."""
         pool = block.pool
         mapped_bytes = -(-num_bytes // pool.page_bytes) * pool.page_bytes
@@ -330,7 +306,7 @@ class CachingAllocator:
         self._reserve(mapped_bytes)
         return True
 
-    def _unmap(self, block: _Block) -> None:
+    def _unmap(self, block: Block) -> None:
         """Return the whole pages inside a free block; what lies before and after them stays free."""
         pool = block.pool
         begin = -(-block.address // pool.page_bytes) * pool.page_bytes
@@ -350,51 +326,47 @@ class CachingAllocator:
         self.reserved_bytes -= end - begin
 
 
-def replay(
-    events: Iterable[tuple[str, int, int, str]], *, limit_bytes: int | None = None, expandable: bool = False
-) -> Replay:
-    """Play allocations and frees in order; stop where the memory would have run out.
+def replay(events: Iterable[StorageEvent], *, limit_bytes: int | None = None, expandable: bool = False) -> Replay:
+    """Play the changes of storages in order; stop where the memory would have run out.
 
-    events: `Event`, or plain tuples like it. Storages of 0 bytes take nothing, as in PyTorch.
+    A live storage that changes its size moves: the new memory is taken before the old is freed, as in PyTorch. One of 0
+    bytes takes nothing.
     limit_bytes: what the allocator may hold, the device's memory less all that is not allocated through it.
-    Raises ValueError for a storage that is allocated while it lives or freed while it does not: a fault of the tracer.
+    Raises ValueError for a storage that gives back more than it has: a fault of the trace.
     """
     allocator = CachingAllocator(limit_bytes=limit_bytes, expandable=expandable)
-    live: dict[int, tuple[_Block | None, int, str]] = {}
+    live: dict[int, tuple[int, Block, str]] = {}
     by_cause: dict[str, int] = {}
     at_peak: dict[str, int] = {}
     requested = peak_requested = peak_allocated = failed_bytes = 0
     peak_event, failed_at = -1, None
     is_at_peak = False  # the peak is noted when memory falls again, not at each step up to it
-    for position, (action, storage, num_bytes, cause) in enumerate(events):
-        if action == "allocate":
-            if storage in live or num_bytes < 0:
-                raise ValueError(f"event {position}: storage {storage} of {num_bytes} bytes is live or has no size")
-            block = None
-            if num_bytes:
-                block = allocator.allocate(num_bytes)
-                if block is None:
-                    failed_at, failed_bytes = position, num_bytes
-                    break
-                requested += num_bytes
-                by_cause[cause] = by_cause.get(cause, 0) + block.num_bytes
-                if requested > peak_requested:
-                    peak_requested = requested
-                if allocator.allocated_bytes > peak_allocated:
-                    peak_allocated, peak_event, is_at_peak = allocator.allocated_bytes, position, True
-            live[storage] = (block, num_bytes, cause)
-        elif action == "free":
-            if storage not in live:
-                raise ValueError(f"event {position}: storage {storage} is freed but not live")
-            block, num_bytes, cause = live.pop(storage)
-            if block is not None:
-                if is_at_peak:
-                    at_peak, is_at_peak = dict(by_cause), False
-                requested -= num_bytes
-                by_cause[cause] -= block.num_bytes
-                allocator.free(block)
-        else:
-            raise ValueError(f"event {position}: action {action!r}, expected allocate or free")
+    for position, (storage, change, cause, _) in enumerate(events):
+        if not change:
+            continue
+        old = live.pop(storage, None)
+        num_bytes = change if old is None else old[0] + change
+        if num_bytes < 0:
+            raise ValueError(f"event {position}: storage {storage} gives back {-change} bytes, {-num_bytes} too many")
+        if num_bytes:
+            block = allocator.allocate(num_bytes)
+            if block is None:
+                failed_at, failed_bytes = position, num_bytes
+                break
+            live[storage] = (num_bytes, block, cause)
+            requested += num_bytes
+            by_cause[cause] = by_cause.get(cause, 0) + block.num_bytes
+            if requested > peak_requested:
+                peak_requested = requested
+            if allocator.allocated_bytes > peak_allocated:
+                peak_allocated, peak_event, is_at_peak = allocator.allocated_bytes, position, True
+        if old is not None:
+            if is_at_peak:
+                at_peak, is_at_peak = dict(by_cause), False
+            old_bytes, old_block, old_cause = old
+            requested -= old_bytes
+            by_cause[old_cause] -= old_block.num_bytes
+            allocator.free(old_block)
     if is_at_peak:
         at_peak = by_cause
     return Replay(
@@ -402,12 +374,14 @@ def replay(
         peak_allocated_bytes=peak_allocated,
         peak_reserved_bytes=allocator.peak_reserved_bytes,
         peak_event=peak_event,
-        peak_by_cause={
-            cause: held for cause, held in sorted(at_peak.items(), key=lambda item: (-item[1], item[0])) if held
-        },
+        peak_by_cause={cause: held for cause, held in sorted(at_peak.items(), key=_largest_first) if held},
         final_allocated_bytes=allocator.allocated_bytes,
         final_reserved_bytes=allocator.reserved_bytes,
         num_retries=allocator.num_retries,
         failed_at=failed_at,
         failed_bytes=failed_bytes,
     )
+
+
+def _largest_first(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]

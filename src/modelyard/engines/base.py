@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 Precision = Literal["float32", "bfloat16"]
+MemoryCause = Literal["weights", "gradients", "optimizer", "activations", "temporaries", "inputs"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,67 @@ class Plan:
     compile: bool = False
     seed: int = 42
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+class StorageEvent(NamedTuple):
+    """A storage was allocated, or freed.
+
+    storage: a number of its own within one trace.
+    num_bytes: what it added to the live bytes: negative where it was freed. A storage that was resized has several.
+    operation: what returned it first, ``aten.bmm.default`` say; empty for what the model and the optimiser hold.
+    """
+
+    storage: int
+    num_bytes: int
+    cause: MemoryCause
+    operation: str
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Live bytes at one moment, by cause.
+
+    weights: parameters and buffers. optimizer: its moments, and the moving average of the weights.
+    activations: what a forward pass (or its repetition under activation checkpointing) left for backward.
+    temporaries: everything else that an operation returned. inputs: the arrays of the batch.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    temporaries: int = 0
+    inputs: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.temporaries + self.inputs
+
+
+@dataclass(frozen=True)
+class MemoryTrace:
+    """Where the memory of a training step and of an evaluation goes: bytes of tensors, each storage once.
+
+    What an operation takes and gives back before it returns is not in it, nor what an allocator adds.
+
+    step_peak, evaluation_peak: at the moment when the live bytes are largest (the first one).
+    held: what is alive when the step begins: weights, the optimiser's state and the gradients of the step before.
+    step: what the step then allocates and frees, in order.
+    evaluation: the same for the evaluation batch, which follows the step; empty without one.
+    """
+
+    step_peak: MemoryUse
+    evaluation_peak: MemoryUse | None
+    held: tuple[StorageEvent, ...]
+    step: tuple[StorageEvent, ...]
+    evaluation: tuple[StorageEvent, ...]
+    num_parameters: int
+    num_trainable_parameters: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The larger of the two peaks."""
+        return max(self.step_peak.total, self.evaluation_peak.total if self.evaluation_peak else 0)
 
 
 class Learner(Protocol):

@@ -54,7 +54,7 @@ def make(folder: BuildFolder, build: Build, sources: Sources, snapshot: Snapshot
     try:
         with space_errors(folder.record):
             folder.path.mkdir(parents=True)
-            _write_record(folder, {**record, "state": "building"})
+            write_record(folder, {**record, "state": "building"})
             with stage(tools.listener, "project"):
                 project.write_project(build, folder.path, tools.host)
             with stage(tools.listener, "lock"):
@@ -63,18 +63,18 @@ def make(folder: BuildFolder, build: Build, sources: Sources, snapshot: Snapshot
             with stage(tools.listener, "install"):
                 warnings = uv.sync(folder.path, python, tools.listener)
             record |= {"conflicts": warnings, "files": _hashes(folder), "state": "proving"}
-            _write_record(folder, record)
+            write_record(folder, record)
             with stage(tools.listener, "proof"):
                 proof = proving.prove(folder, build.framework, build.proof_device, tools.proof)
                 if proof.get("passed") is not True:
-                    _write_record(folder, {**record, "state": "broken"})
+                    write_record(folder, {**record, "state": "broken"})
                 proving.require(proof, folder)
     except BaseException:
         if folder.read_record().get("state") != "broken":
             remove_tree(folder.path)
         raise
     flush_to_disk(folder.lock)
-    _write_record(folder, {**record, "state": "ready"})
+    write_record(folder, {**record, "state": "ready"})
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _hashes(folder: BuildFolder) -> dict[str, str]:
     return {file.relative_to(folder.path).as_posix(): file_sha256(file) for file in files}
 
 
-def _write_record(folder: BuildFolder, record: Mapping[str, Any]) -> None:
+def write_record(folder: BuildFolder, record: Mapping[str, Any]) -> None:
     write_json(folder.record, dict(record))
 
 

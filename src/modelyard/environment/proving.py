@@ -53,7 +53,7 @@ def require(proof: dict[str, Any], build: BuildFolder) -> None:
         raise MachineError(
             f"the environment is installed, but it does not compute what it should: {'; '.join(failures(proof)[:3])}",
             hint=f"the whole record is {build.proof}; `modelyard doctor` says what on this machine may explain it, "
-            "then `modelyard env repair NAME` builds it again",
+            f"then `modelyard env repair {build.path.parent.parent.name}` builds it again",
         )
 
 

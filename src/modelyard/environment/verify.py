@@ -16,6 +16,8 @@ from modelyard.environment.uv import Uv
 from modelyard.errors import InputError, MachineError
 from modelyard.runs.files import file_sha256
 
+# What makes an environment unusable until it is repaired (or found whole by another look). The rest is worth knowing.
+DAMAGE = ("files", "conflicts", "requirements", "proof")
 SHOWN = 5  # facts in a detail; all of them are in the item
 
 
@@ -50,8 +52,8 @@ class Verification:
 def verify(name: str, *, tools: Tools | None = None, folder: Path | None = None) -> Verification:
     """Check the lock, what is installed, every file's hash, requirements, and prove again.
 
-    The new proof takes the old one's place: an environment that does not compute rightly any more is not used any
-    more. Raises InputError when there is nothing to verify, MachineError while another process changes it.
+    The new proof takes the old one's place, and a damaged environment is marked as broken, so that no command is
+    started in it. Raises InputError when there is nothing to verify, MachineError while another process changes it.
     """
     tools = tools or Tools()
     store = Store(folder, tools.host.environ)
@@ -65,6 +67,8 @@ def verify(name: str, *, tools: Tools | None = None, folder: Path | None = None)
                 hint=f"modelyard env repair {name}, or modelyard env remove {name}",
             )
         items = tuple(_timed(check, tools) for check in _checks(environment, build, tools))
+        sound = all(item.passed for item in items if item.name in DAMAGE)
+        building.write_record(build, {**build.read_record(), "state": "ready" if sound else "broken"})
         return Verification(name, build.path.name, items, building.now())
 
 

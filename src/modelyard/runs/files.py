@@ -36,7 +36,7 @@ def space_errors(path: Path) -> Iterator[None]:
             free = f" ({shutil.disk_usage(folder).free / 1e9:.1f} GB free)"
         raise MachineError(
             f"cannot write {path}: {error.strerror}{free}",
-            hint="free some space or choose another place with --run FOLDER, then type the same command with --resume",
+            hint="free some space or choose another folder, then type the same command again (a run: with --resume)",
         ) from error
 
 

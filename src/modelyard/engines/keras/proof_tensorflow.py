@@ -171,7 +171,8 @@ def linear(weights: Weights, name: str, x: Any, dtype: Any) -> Any:
     """x W + b in `dtype`, as Keras' layers do it.
 
     Not by an einsum with an ellipsis: TensorFlow 2.21 with oneDNN on a processor with AVX512-FP16 gives wrong numbers
-    there in float16, and wrong gradients in bfloat16; TF_ENABLE_ONEDNN_OPTS=0 mends it. No layer of Keras uses one.
+    there in float16, and wrong gradients in bfloat16; TF_ENABLE_ONEDNN_OPTS=0 mends it. No
+    layer of Keras does so unless asked to.
     """
     product = tf.tensordot(tf.cast(x, dtype), tf.cast(weights[f"{name}.weight"], dtype), axes=1)
     return tf.nn.bias_add(product, tf.cast(weights[f"{name}.bias"], dtype))

@@ -41,7 +41,8 @@ class TorchPredictor:
     """A classifier on a device; float32 logits, whatever the precision of its matrix products."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device, precision: Precision) -> None:
-        self.model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
+        # It was built on the CPU; moving it there once more would fail where trace.py only pretends.
+        self.model: PreTrainedModel = model if device.type == "cpu" else model.to(device)  # type: ignore[arg-type]
         self.device = device
         self.precision = precision
         # What computes; `TorchLearner` may put the compiled model here.
@@ -50,16 +51,15 @@ class TorchPredictor:
 
     def predict(self, batch: Batch) -> Predictions:
         """Logits (B, C) float32 in evaluation mode."""
-        with _memory_errors(self.device):
+        with torch.inference_mode(), _memory_errors(self.device):
             return Predictions(self.evaluate(batch).cpu().numpy())
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """The logits of `predict`, still on the device."""
+        """The logits of `predict`, still on the device; whether gradients are kept is the caller's to say."""
         was_training = self.model.training
         self.model.train(False)
         try:
-            with torch.inference_mode():
-                return self.logits(batch)
+            return self.logits(batch)
         finally:
             self.model.train(was_training)
 
@@ -176,14 +176,14 @@ class TorchLearner:
             return self._predictor.predict(batch)
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """The logits (B, C) of `predict`, still on the device."""
+        """The logits (B, C) of `predict`, still on the device; whether gradients are kept is the caller's to say."""
         with self._averaged():
             return self._predictor.evaluate(batch)
 
     def held_tensors(self) -> dict[str, list[Tensor]]:
         """What is kept between steps, by what it is: ``weights`` (buffers too), ``gradients``, ``optimizer``."""
         learning = self._learning().values()
-        state = [tensor for each in learning for tensor in self._optimizer.state[each].values()]
+        state = [tensor for each in learning for tensor in self._optimizer.state.get(each, {}).values()]
         return {
             "weights": list(self._tensors().values()),
             "gradients": [each.grad for each in learning if each.grad is not None],

@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from modelyard.engines.base import ModelSpec
 from modelyard.engines.torch.attention.longformer import accelerate
@@ -64,11 +65,11 @@ def build_model(spec: ModelSpec, *, seed: int) -> BuiltModel:
 
 
 def build_without_weights(spec: ModelSpec) -> PreTrainedModel:
-    """The model that `build_model` builds, with weights left to chance: of a source only ``config.json`` is read.
+    """The model that `build_model` builds, with weights that are not even drawn: of a source only ``config.json`` is read.
 
     Raises InputError for a configuration that is missing, of no use, or unable to do what is asked.
     """
-    with _quiet():
+    with _quiet(), no_init_weights():  # type: ignore[no-untyped-call]
         if spec.source is None:
             return _from_scratch(spec).model
         if spec.extend_to is None:

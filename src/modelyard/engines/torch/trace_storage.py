@@ -16,7 +16,6 @@ import math
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,25 +35,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from modelyard.errors import MachineError
 
 aten = torch.ops.aten
-Phase = Literal["build", "forward", "recompute", "backward", "update"]
+Phase = Literal["forward", "recompute", "backward"]
 
 # Known tensors have so many elements at most: masks of (B, T, T) on short texts fit, larger ones become fake.
 LARGEST_KNOWN = 2**22
-# Their values are constants or the batch itself; all other factories (zeros, empty, rand) make room for results.
-_KNOWN_FACTORIES = {
+# Factories whose values are constants, and those that may as well make room for results: the latter are known for
+# whole numbers, which count and mark, and for single numbers.
+_CONSTANTS = {
     aten.arange.default,
     aten.arange.start,
     aten.arange.start_step,
     aten.linspace.default,
     aten.scalar_tensor.default,
 }
-_KNOWN_WHOLE_NUMBERS = {
-    aten.zeros.default,
-    aten.ones.default,
-    aten.full.default,
-    aten.randint.default,
-    aten.randint.low,
-}
+_FILLED = {aten.zeros.default, aten.ones.default, aten.full.default, aten.randint.default, aten.randint.low}
 _INDEXED = {
     aten.index.Tensor,
     aten.index_put.default,
@@ -79,11 +73,10 @@ class UntraceableError(MachineError):
 
 @dataclass(eq=False)
 class Storage:
-    """One storage. ``phase`` says when it was allocated; ``saved``: it outlived the forward pass that made it."""
+    """One storage. ``operation`` returned it first; ``saved``: it outlived the forward pass that made it."""
 
     number: int
     num_bytes: int
-    phase: Phase
     operation: str
     is_input: bool
     saved: bool = False
@@ -100,21 +93,18 @@ class StorageTracker(TorchDispatchMode):
         super().__init__()
         self.fake = fake
         self.events: list[tuple[Storage, int]] = []
-        self._phase: Phase = "build"
-        self._stage: Phase = "build"
+        self._phase: Phase = "forward"
         self._young: list[Storage] = []
         self._alive: dict[int, Storage] = {}
         self._num_storages = 0
+        # Of real tensors in a pretending run, by address: storages that took in computed values, and the fake
+        # storages that stand for real ones.
+        self._unknown: dict[int, weakref.ref[Any]] = {}
+        self._twins: dict[int, weakref.ref[Any]] = {}
 
-    @contextmanager
-    def stage(self, stage: Literal["build", "forward", "update"]) -> Iterator[None]:
-        """What the operations of this block are for; a backward pass within is found out alone."""
-        before, self._stage = self._stage, stage
-        try:
-            with self:
-                yield
-        finally:
-            self._stage = before
+    def alive(self) -> list[Storage]:
+        """What is alive now, the oldest first."""
+        return list(self._alive.values())
 
     def storage_of(self, tensor: Tensor) -> Storage:
         """The storage of a tensor, first seen now or earlier."""
@@ -127,7 +117,8 @@ class StorageTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs) if self.fake is None else self._pretend(func, args, kwargs)
         for tensor in _tensors(out):
-            self._see(tensor, func)
+            if tensor.untyped_storage()._cdata not in self._twins:
+                self._see(tensor, func)
         return out
 
     # --- what is alive ------------------------------------------------------------------------------
@@ -141,12 +132,12 @@ class StorageTracker(TorchDispatchMode):
                 self.events.append((known, num_bytes - known.num_bytes))
                 known.num_bytes = num_bytes
             return known
-        record = Storage(self._num_storages, num_bytes, self._phase, str(func), func in _LIFTS)
+        record = Storage(self._num_storages, num_bytes, str(func), func in _LIFTS)
         record.alive = weakref.ref(storage, self._forget(key))
         self._num_storages += 1
         self._alive[key] = record
         self.events.append((record, num_bytes))
-        if self._phase in ("forward", "recompute"):
+        if self._phase != "backward":
             self._young.append(record)
         return record
 
@@ -160,7 +151,7 @@ class StorageTracker(TorchDispatchMode):
 
     def _follow_phase(self) -> None:
         """Set the phase; what a forward pass leaves behind when backward begins was saved for it."""
-        phase = self._stage
+        phase: Phase = "forward"
         if torch._C._current_graph_task_id() != -1:
             # Checkpointing computes a part again within backward, and catches what that part saves by hooks.
             saving = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
@@ -174,35 +165,69 @@ class StorageTracker(TorchDispatchMode):
     # --- pretending ---------------------------------------------------------------------------------
 
     def _pretend(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
         given = [*_tensors(args), *_tensors(tuple(kwargs.values()))]
-        known = [tensor for tensor in given if not isinstance(tensor, FakeTensor)]
-        if len(known) == len(given):
-            if self._stays_known(func, known, args, kwargs):
-                return func(*args, **kwargs)
-        elif known:
-            _require_unchanged(func, args, kwargs)
+        real = [tensor for tensor in given if not isinstance(tensor, FakeTensor)]
+        if len(real) == len(given) and self._stays_known(func, real, args, kwargs):
+            return func(*args, **kwargs)
         if func in _INDEXED:
-            args = (args[0], _whole_number_indices(args[1]), *args[2:])
-        if known:
-            args, kwargs = self._faked(args), {name: self._faked(value) for name, value in kwargs.items()}
-        return self._run_fake(func, args, kwargs)
+            args = (args[0], self._positions(args[1]), *args[2:])
+        if not real:
+            return self._run_fake(func, args, kwargs)
+        out = self._run_fake(func, self._faked(args), {name: self._faked(value) for name, value in kwargs.items()})
+        return self._with_written(func, args, kwargs, out)
 
-    def _stays_known(self, func: Any, known: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if known:
-            return _largest(known) <= LARGEST_KNOWN
-        if func in _KNOWN_FACTORIES or func in _KNOWN_WHOLE_NUMBERS:
+    def _stays_known(self, func: Any, real: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if real:
+            return _largest(real) <= LARGEST_KNOWN and not any(self._is_unknown(tensor) for tensor in real)
+        if func in _CONSTANTS or func in _FILLED:
             like = self._run_fake(func, args, kwargs)
-            whole = not like.dtype.is_floating_point
-            return bool(like.numel() <= LARGEST_KNOWN and (whole or func in _KNOWN_FACTORIES))
+            known = func in _CONSTANTS or like.numel() == 1 or not like.dtype.is_floating_point
+            return bool(known and like.numel() <= LARGEST_KNOWN)
         return False
+
+    def _is_unknown(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._unknown
+
+    def _with_written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Real tensors that took in computed values are known no more; an operation in place returns its own."""
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            for tensor in _tensors(value):
+                if not isinstance(tensor, FakeTensor):
+                    storage = tensor.untyped_storage()
+                    self._unknown[storage._cdata] = _until_gone(storage, self._unknown)
+            if isinstance(value, Tensor) and isinstance(out, Tensor):
+                out = value
+        return out
 
     def _faked(self, value: Any) -> Any:
         assert self.fake is not None
         if isinstance(value, Tensor):
-            return value if isinstance(value, FakeTensor) else self.fake.from_tensor(value)
+            if isinstance(value, FakeTensor):
+                return value
+            twin = self.fake.from_tensor(value)
+            storage = twin.untyped_storage()
+            if storage._cdata not in self._twins:
+                self._twins[storage._cdata] = _until_gone(storage, self._twins)
+            return twin
         if isinstance(value, (list, tuple)):
             return type(value)(self._faked(each) for each in value)
         return value
+
+    def _positions(self, indices: Any) -> list[Any]:
+        """Known masks as the positions that they select: what the operation itself does first."""
+        whole: list[Any] = []
+        for index in indices:
+            is_mask = isinstance(index, Tensor) and index.dtype == torch.bool
+            if is_mask and not isinstance(index, FakeTensor) and not self._is_unknown(index):
+                whole.extend(index.nonzero(as_tuple=True))
+            else:
+                whole.append(index)
+        return whole
 
     def _run_fake(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self.fake is not None
@@ -234,25 +259,10 @@ def _largest(tensors: list[Tensor]) -> int:
         return max(tensor.numel() for tensor in tensors)
 
 
-def _require_unchanged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A known tensor that takes in computed values would no longer be known."""
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[place] if place < len(args) else kwargs.get(argument.name)
-        if any(not isinstance(tensor, FakeTensor) for tensor in _tensors(value)):
-            raise UntraceableError(str(func), _where(), "writes computed values into a constant")
-
-
-def _whole_number_indices(indices: Any) -> list[Any]:
-    """Known masks as the positions that they select: what the operation itself does first."""
-    whole: list[Any] = []
-    for index in indices:
-        if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
-            whole.extend(index.nonzero(as_tuple=True))
-        else:
-            whole.append(index)
-    return whole
+def _until_gone(storage: Any, held: dict[int, Any]) -> weakref.ref[Any]:
+    """A reference for `held`, under the storage's address, that leaves it when the storage dies."""
+    key = storage._cdata
+    return weakref.ref(storage, lambda _: held.pop(key, None))
 
 
 def _where() -> str:

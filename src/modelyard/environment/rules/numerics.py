@@ -103,6 +103,20 @@ def _replace_cublas(snapshot: Snapshot, good: str) -> str:
     return commands.pip(snapshot, f'install "nvidia-cublas=={good}"')
 
 
+def tensorflow_onednn_half(snapshot: Snapshot) -> list[Values]:
+    """Seen on one processor with TensorFlow 2.21; older versions carry the same kernels."""
+    version = facts.installed_tensorflow(snapshot)
+    switched_off = snapshot.configuration.variables.get("TF_ENABLE_ONEDNN_OPTS") == "0"
+    if (
+        version is None
+        or switched_off
+        or snapshot.accelerators.nvidia.gpus
+        or "avx512_fp16" not in snapshot.cpu.instructions
+    ):
+        return []
+    return [{"version": version, "processor": snapshot.cpu.name}] if not facts.at_least(version, "2.22") else []
+
+
 def proof_failed(snapshot: Snapshot) -> list[Values]:
     return [
         _what(each) | {"failures": ", ".join(each.proof_failures[:5]) or "-"}
@@ -144,6 +158,7 @@ RULES: dict[str, Rule] = {
     "two-openmp-runtimes": two_openmp_runtimes,
     "duplicate-openmp-allowed": duplicate_openmp_allowed,
     "known-bad-cublas": known_bad_cublas,
+    "tensorflow-onednn-half": tensorflow_onednn_half,
     "cublas-concurrent-streams": cublas_concurrent_streams,
     "proof-failed": proof_failed,
     "environment-broken": environment_broken,
