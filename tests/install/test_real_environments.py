@@ -51,10 +51,12 @@ def test_made_proved_verified_exported(
         command(light, "env", "create", "--framework", framework, "--accelerator", "cpu", "--name", framework)
         command(light, "env", "verify", framework)
         listed = command(light, "env", "list")
-        target = tmp_path / "requirements.txt"
-        command(light, "env", "export", framework, "--format", "requirements", "--output", str(target))
-    assert framework in json.dumps(listed)
-    assert "--hash=sha256:" in target.read_text()
+        command(light, "env", "export", framework, "--format", "requirements", "--output", str(tmp_path / "export"))
+    assert framework in [each["name"] for each in listed["environments"] if each["state"] == "ready"]
+    requirements = tmp_path / "export" / "requirements.txt"
+    assert "--hash=sha256:" in requirements.read_text()
+    dry = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--no-deps", "--ignore-installed"]
+    subprocess.run([*dry, "--require-hashes", "-r", requirements], cwd=requirements.parent, check=True)
 
 
 def test_a_bare_machine_runs_a_recipe(

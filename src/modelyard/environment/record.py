@@ -20,7 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
-from modelyard.environment.probes.settings import HARMLESS, without_secrets
+from modelyard.environment.probes.settings import HARMLESS
+from modelyard.environment.redaction import plain_address
 from modelyard.environment.snapshot import FORMAT, Snapshot
 from modelyard.errors import InputError, MachineError
 from modelyard.runs.files import write_text
@@ -137,7 +138,7 @@ class _Cleaner:
 
     def _address(self, address: str) -> str:
         """A public address without user and query; of a private one only the scheme: its path may hold a token too."""
-        plain = without_secrets(address)
+        plain = plain_address(address)
         try:
             parts = urlsplit(plain)
             host = (parts.hostname or "").lower()

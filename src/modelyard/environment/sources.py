@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from modelyard.environment.host import Host
+from modelyard.environment.redaction import plain_address
 from modelyard.environment.snapshot import IndexSettings
 
 SECTIONS = ("global", "install", ":env:")  # later wins
@@ -56,8 +57,8 @@ class Sources:
     def _shown(self, name: str) -> str:
         value = getattr(self, name)
         if isinstance(value, tuple):
-            return repr(tuple(without_secrets(each) for each in value))
-        return repr(without_secrets(value) if isinstance(value, str) else value)
+            return repr(tuple(plain_address(each) for each in value))
+        return repr(plain_address(value) if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
@@ -154,27 +155,15 @@ def local_path(place: str) -> str | None:
     return None if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", place) else place
 
 
-def without_secrets(address: str) -> str:
-    """An address without user, password, query and what looks like a token in its path.
-
-    That a long part of a path with letters and digits is a token is a guess, on the safe side.
-    """
-    shown = re.sub(r"(?s)^([A-Za-z][\w+.-]*://)?.*@", r"\1****@", address)
-    if "://" not in shown:
-        return shown
-    shown = re.sub(r"(?s)[?#].*", "", shown)
-    return re.sub(r"(?<=/)(?=[^/]*\d)(?=[^/]*[A-Za-z])[A-Za-z0-9_=-]{20,}(?=/|$)", "****", shown)
-
-
 def _settings(tool: Any, sources: Sources) -> IndexSettings:
     return IndexSettings(
         tool=tool,
-        index_url=without_secrets(sources.index_url),
-        extra_index_urls=tuple(without_secrets(each) for each in sources.extra_index_urls),
-        find_links=tuple(without_secrets(each) for each in sources.find_links),
+        index_url=plain_address(sources.index_url),
+        extra_index_urls=tuple(plain_address(each) for each in sources.extra_index_urls),
+        find_links=tuple(plain_address(each) for each in sources.find_links),
         certificate=sources.certificate,
         client_certificate=sources.client_certificate,
-        proxy=without_secrets(sources.proxy),
+        proxy=plain_address(sources.proxy),
         trusted_hosts=sources.trusted_hosts,
         no_index=sources.no_index,
         sources=sources.told_by,

@@ -14,8 +14,9 @@ from urllib.parse import unquote
 
 from modelyard.environment.compatibility import default_torch_variant, platform_name, tables, version_key
 from modelyard.environment.reasons import Reason, reason
+from modelyard.environment.redaction import plain_address
 from modelyard.environment.snapshot import Snapshot, System
-from modelyard.environment.sources import Sources, as_address, local_path, without_secrets
+from modelyard.environment.sources import Sources, as_address, local_path
 
 OWN_FOLDER = "own-folder"  # name of the index that is a folder of the person's
 FLAT = "flat+"  # before the address of a mirror that has one list of files instead of an index
@@ -40,7 +41,7 @@ def torch_index(
         return None, version, reason("from-pypi")
     found = own_wheel_of_torch(sources, exact, python, snapshot.system)
     if found is not None:
-        why = reason("from-folder", folder=without_secrets(str(found.parent)), wheel=found.name)
+        why = reason("from-folder", folder=plain_address(str(found.parent)), wheel=found.name)
         return (None if sources.no_index else Index(OWN_FOLDER, as_address(str(found.parent)), "flat")), exact, why
     if sources.no_index:
         return None, exact, reason("no-index", version=exact)
@@ -50,7 +51,7 @@ def torch_index(
     flat = base.startswith(FLAT)
     url = f"{base.removeprefix(FLAT).rstrip('/')}/{variant}"
     index = Index(f"pytorch-{variant.replace('.', '-')}", url, "flat" if flat else "simple")
-    return index, exact, reason("from-index-exact" if plain else "from-index", index=without_secrets(url))
+    return index, exact, reason("from-index-exact" if plain else "from-index", index=plain_address(url))
 
 
 def pypi_variant(version: str, system: System) -> str:

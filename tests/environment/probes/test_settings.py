@@ -13,8 +13,8 @@ from modelyard.environment.probes.settings import (
     harmless,
     hub,
     proxies,
-    without_secrets,
 )
+from modelyard.environment.redaction import plain_address
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ from modelyard.environment.probes.settings import (
     ],
 )
 def test_addresses_lose_their_secrets(address: str, plain: str) -> None:
-    assert without_secrets(address) == plain
+    assert plain_address(address) == plain
 
 
 @given(st.text(max_size=60))
 def test_no_at_sign_is_left(text: str) -> None:
-    assert "@" not in without_secrets(text)
-    assert without_secrets(without_secrets(text)) == without_secrets(text)
+    assert "@" not in plain_address(text)
+    assert plain_address(plain_address(text)) == plain_address(text)
 
 
 def test_proxies_in_either_case_without_passwords() -> None:

@@ -21,6 +21,7 @@ from modelyard.environment.probes import network as reachable
 from modelyard.environment.probes import python as pythons
 from modelyard.environment.probes import system as surroundings
 from modelyard.environment.probes.attempts import Attempts, Begin, in_thread
+from modelyard.environment.redaction import plain_address
 from modelyard.environment.snapshot import (
     Accelerators,
     Amd,
@@ -118,8 +119,8 @@ def _configuration(host: Host, attempts: Attempts) -> Configuration:
         hub_endpoint=endpoint,
         hub_home=hub_home,
         hub_offline=offline,
-        pytorch_mirror=settings.without_secrets(mirrors.pytorch),
-        python_mirror=settings.without_secrets(mirrors.python),
+        pytorch_mirror=plain_address(mirrors.pytorch),
+        python_mirror=plain_address(mirrors.python),
         variables=settings.harmless(variables),
     )
 

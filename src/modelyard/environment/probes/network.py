@@ -14,7 +14,7 @@ from typing import Literal
 from urllib.parse import urljoin, urlsplit
 
 from modelyard.environment.host import Answer, Host
-from modelyard.environment.probes.settings import without_secrets
+from modelyard.environment.redaction import plain_address
 from modelyard.environment.snapshot import Configuration, Reach
 
 SECONDS = 2.0
@@ -57,7 +57,7 @@ def questions(configuration: Configuration, gpu: bool) -> list[Question]:
         (each.index_url for each in configuration.indexes if each.tool in ("pip", "uv") and each.index_url), ""
     )
     if index:
-        found.append(Question("packages", without_secrets(index)))
+        found.append(Question("packages", plain_address(index)))
     return [each for each in found if each.address.startswith(("http://", "https://"))]
 
 
@@ -182,7 +182,7 @@ def _reach(
     refused_by_proxy = answer.status == 407
     reached = answer.status is not None and not refused_by_proxy
     return Reach(
-        address=without_secrets(address),
+        address=plain_address(address),
         purpose=purpose,
         reached=reached,
         status=answer.status,

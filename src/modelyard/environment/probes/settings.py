@@ -5,12 +5,12 @@ Where pip and uv look is read in sources.py, which also uses it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modelyard.environment.host import Host
 from modelyard.environment.probes.system import hub_home
+from modelyard.environment.redaction import plain_address
 from modelyard.environment.snapshot import IndexSettings
 
 # Only these variables are ever kept. None of them holds a secret.
@@ -36,30 +36,20 @@ TRUE = frozenset(("1", "true", "yes", "on"))
 CHANNELS = ("channels", "default_channels")
 
 
-def without_secrets(address: str) -> str:
-    """An address without user, password, query and fragment: each of them may be a token.
-
-    Everything up to the last "@" goes, because people write passwords with odd characters as they are.
-    """
-    scheme, found, rest = address.strip().rpartition("://")
-    rest = re.split(r"[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
-    return f"{scheme.rpartition('@')[2]}{found}{rest}"
-
-
 def proxies(variables: Mapping[str, str]) -> dict[str, str]:
     """HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; the lower-case spelling wins, as it does in most programs."""
     found = {}
     for name in ("http", "https", "all", "no"):
         value = variables.get(f"{name}_proxy") or variables.get(f"{name.upper()}_PROXY")
         if value:
-            found[name] = value if name == "no" else without_secrets(value)
+            found[name] = value if name == "no" else plain_address(value)
     return found
 
 
 def hub(variables: Mapping[str, str], home: str) -> tuple[str, str, bool]:
     """(HF_ENDPOINT, HF_HOME, whether the person wants no questions to the hub)."""
     offline = any(variables.get(name, "").lower() in TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    endpoint = without_secrets(variables.get("HF_ENDPOINT", "")).rstrip("/")
+    endpoint = plain_address(variables.get("HF_ENDPOINT", "")).rstrip("/")
     return endpoint, hub_home(variables, home), offline
 
 
@@ -88,9 +78,9 @@ def conda_settings(host: Host) -> IndexSettings | None:
     servers = [table["proxy_servers"] for table in told.values() if isinstance(table.get("proxy_servers"), dict)]
     return IndexSettings(
         tool="conda",
-        index_url=without_secrets(_first(table.get("channel_alias") for table in told.values())),
-        extra_index_urls=tuple(dict.fromkeys(without_secrets(each) for each in channels)),
-        proxy=without_secrets(_first(server.get(scheme) for server in servers for scheme in ("https", "http"))),
+        index_url=plain_address(_first(table.get("channel_alias") for table in told.values())),
+        extra_index_urls=tuple(dict.fromkeys(plain_address(each) for each in channels)),
+        proxy=plain_address(_first(server.get(scheme) for server in servers for scheme in ("https", "http"))),
         certificate=_first(table.get("ssl_verify") for table in told.values()),
         sources=tuple(told),
     )
