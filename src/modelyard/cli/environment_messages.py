@@ -107,6 +107,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "reach.hub": ("hub", "模型站点"),
     "reach.pytorch": ("PyTorch", "PyTorch"),
     "reach.packages": ("packages", "软件包"),
+    "reach.python": ("Python builds", "Python 安装包"),
     "reach.yes": ("reached", "可以访问"),
     "reach.no": ("not reached", "无法访问"),
     "reach.serves_not": ("but it does not serve: {detail}", "但不提供服务：{detail}"),

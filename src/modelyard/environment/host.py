@@ -81,6 +81,15 @@ class Host:
         """The environment of the Python that runs modelyard: pip reads a configuration file that lies in it."""
         return sys.prefix
 
+    @property
+    def uv(self) -> str:
+        """The uv binary that comes with modelyard, else the name of the one on PATH."""
+        with contextlib.suppress(ImportError, FileNotFoundError):
+            from uv import find_uv_bin
+
+            return str(find_uv_bin())
+        return "uv"
+
     def read_text(self, path: str) -> str | None:
         """The first MiB of a file as UTF-8 (wrong bytes replaced), or None."""
         try:

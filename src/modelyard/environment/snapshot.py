@@ -226,7 +226,7 @@ class Reach(Part):
     """What came back from one address, within a bounded wait."""
 
     address: str
-    purpose: Literal["hub", "pytorch", "packages"]
+    purpose: Literal["hub", "pytorch", "packages", "python"]
     reached: bool = False
     status: int | None = None
     seconds: float | None = None

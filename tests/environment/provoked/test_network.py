@@ -113,6 +113,17 @@ def test_a_mirror_of_pytorch_whose_links_lead_elsewhere(shell: Shell, server: Se
     assert found["evidence"] == f"{mirror}: its links lead to files.example"
 
 
+def test_a_mirror_of_python_builds_without_the_file(shell: Shell, server: Server) -> None:
+    shell.environment()
+    mirror = f"http://127.0.0.1:{server.port}/python"
+    server.say(status=200)
+    clean = shell.doctor(UV_PYTHON_INSTALL_MIRROR=mirror)
+    server.say(status=404)
+    provoked = shell.doctor(UV_PYTHON_INSTALL_MIRROR=mirror)
+    found = only("python-mirror-lacks-builds", clean, provoked, "unset UV_PYTHON_INSTALL_MIRROR")
+    assert found["evidence"].startswith(f"{mirror}: answers 404 for /") and "cpython-3." in found["evidence"]
+
+
 def test_a_proxy_that_is_not_there(online: Shell, server: Server) -> None:
     endpoint = f"http://127.0.0.1:{server.port}"
     server.say(x_repo_commit="0123456789abcdef")

@@ -226,9 +226,7 @@ def _windows(attention_window: int | Sequence[int], num_layers: int) -> list[int
 # --- converting -----------------------------------------------------------------------------------
 
 
-def _longformer_config(
-    source: _Source, max_positions: int, attention_window: int | Sequence[int]
-) -> LongformerConfig:
+def _longformer_config(source: _Source, max_positions: int, attention_window: int | Sequence[int]) -> LongformerConfig:
     positions = int(source.config.max_position_embeddings) - source.offset
     if max_positions < positions:
         raise InputError(

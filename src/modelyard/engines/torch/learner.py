@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modelyard.engines.base import Batch, OptimizerSpec, Plan, Precision, Predictions, StepOutcome
+from modelyard.engines.base import Batch, MemoryCause, OptimizerSpec, Plan, Precision, Predictions, StepOutcome
 from modelyard.engines.torch.optimizer import build_optimizer, freeze_parts
 from modelyard.engines.torch.probe import fit_head
 from modelyard.errors import InputError, MachineError
@@ -180,7 +180,7 @@ class TorchLearner:
         with self._averaged():
             return self._predictor.evaluate(batch)
 
-    def held_tensors(self) -> dict[str, list[Tensor]]:
+    def held_tensors(self) -> dict[MemoryCause, list[Tensor]]:
         """What is kept between steps, by what it is: ``weights`` (buffers too), ``gradients``, ``optimizer``."""
         learning = self._learning().values()
         state = [tensor for each in learning for tensor in self._optimizer.state.get(each, {}).values()]

@@ -65,11 +65,11 @@ def build_model(spec: ModelSpec, *, seed: int) -> BuiltModel:
 
 
 def build_without_weights(spec: ModelSpec) -> PreTrainedModel:
-    """The model that `build_model` builds, with weights that are not even drawn: of a source only ``config.json`` is read.
+    """The model that `build_model` builds, its weights not even drawn; of a source only ``config.json`` is read.
 
     Raises InputError for a configuration that is missing, of no use, or unable to do what is asked.
     """
-    with _quiet(), no_init_weights():  # type: ignore[no-untyped-call]
+    with _quiet(), no_init_weights():
         if spec.source is None:
             return _from_scratch(spec).model
         if spec.extend_to is None:

@@ -14,8 +14,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from modelyard.engines.base import (
     Batch,
@@ -29,6 +27,7 @@ from modelyard.engines.base import (
 )
 from modelyard.engines.torch.learner import TorchLearner
 from modelyard.engines.torch.models import build_model, build_without_weights
+from modelyard.engines.torch.trace_pretend import Pretender
 from modelyard.engines.torch.trace_storage import Storage, StorageTracker
 
 # The step before the traced one only makes the optimiser's state: one example of so many positions will do.
@@ -49,14 +48,13 @@ def trace(
     those of eager mode. Raises InputError for a model that cannot be built, and UntraceableError for one whose code
     needs computed values.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    tracker = StorageTracker(fake)
+    pretender = Pretender()
     with torch.random.fork_rng(devices=[]):
-        with tracker:
+        with StorageTracker(pretender):
             built = build_without_weights(model)
-            _pretend_parameters(built, fake)
+            pretender.parameters_of(built)
             learner = TorchLearner(built, optimizer, _eager_on_cpu(plan), torch.device("cpu"))
-        return _follow(learner, StorageTracker(fake), training, evaluation)
+        return _follow(learner, StorageTracker(pretender), training, evaluation)
 
 
 def measure(
@@ -76,14 +74,6 @@ def measure(
 
 def _eager_on_cpu(plan: Plan) -> Plan:
     return replace(plan, device="cpu", compile=False)
-
-
-def _pretend_parameters(model: nn.Module, fake: FakeTensorMode) -> None:
-    """Parameters that began as constants (``torch.tensor(1.0)``) will not stay what they are."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not isinstance(parameter, FakeTensor):
-                module._parameters[name] = nn.Parameter(fake.from_tensor(parameter.detach()), parameter.requires_grad)
 
 
 def _follow(
@@ -172,7 +162,5 @@ def _peak(before: Sequence[StorageEvent], events: Sequence[StorageEvent]) -> Mem
 def _short(batch: Batch) -> Batch:
     """The first example alone and, where it is a text, its first tokens; it counts, whatever its weight was."""
     shape = batch.arrays["input_ids"].shape
-    arrays = {
-        name: array[:1, :SHORT] if array.shape == shape else array[:1] for name, array in batch.arrays.items()
-    }
+    arrays = {name: array[:1, :SHORT] if array.shape == shape else array[:1] for name, array in batch.arrays.items()}
     return Batch(arrays, weights=np.ones(1, np.float32), rows=batch.rows[:1])

@@ -7,6 +7,7 @@ not a delay.
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ PYTORCH = "https://download.pytorch.org/whl"
 HUB_FILE = "/google-bert/bert-base-uncased/resolve/main/config.json"
 COMMIT_HEADER = "x-repo-commit"
 MAX_REDIRECTS = 3
+OWN_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 HREF = re.compile(r"""<a\b[^>]*\bhref\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
 
 # What the system's words come down to: (our word, pieces of theirs)
@@ -37,12 +39,14 @@ PROBLEMS = (
     ("no route", ("unreachable", "no route")),
 )
 
+Purpose = Literal["hub", "pytorch", "packages", "python"]
+
 
 @dataclass(frozen=True)
 class Question:
     """One place to ask."""
 
-    purpose: Literal["hub", "pytorch", "packages"]
+    purpose: Purpose
     address: str
 
 
@@ -58,6 +62,8 @@ def questions(configuration: Configuration, gpu: bool) -> list[Question]:
     )
     if index:
         found.append(Question("packages", plain_address(index)))
+    if configuration.python_mirror:
+        found.append(Question("python", configuration.python_mirror))
     return [each for each in found if each.address.startswith(("http://", "https://"))]
 
 
@@ -69,6 +75,8 @@ def ask(host: Host, question: Question, proxies: Mapping[str, str]) -> Reach:
         reach = _hub(host, address, ends)
     elif question.purpose == "pytorch":
         reach = _pytorch(host, address, ends)
+    elif question.purpose == "python":
+        reach = _python(host, address, ends)
     else:
         reach = _packages(host, address, ends)
     if not reach.reached and reach.problem and proxied(address, proxies):
@@ -156,6 +164,20 @@ def _packages(host: Host, address: str, ends: float) -> Reach:
     return _reach("packages", address, answer, started, True if answer.status == 200 else None, "")
 
 
+def _python(host: Host, address: str, ends: float) -> Reach:
+    """The mirror has the file that uv would fetch from it; uv itself says which that is."""
+    started = time.monotonic()
+    command = [host.uv, "python", "list", OWN_PYTHON, "--only-downloads", "--output-format", "json", "--no-config"]
+    variables = {**host.environ, "UV_PYTHON_INSTALL_MIRROR": address}
+    ran = host.run(command, max(0.1, ends - time.monotonic()), variables)
+    found = re.search(r'"url":\s*"(' + re.escape(address) + r'[^"\s]+)"', ran.output) if ran else None
+    answer = _request(host, found[1] if found else address, ends, "HEAD")
+    missing = found is not None and answer.status is not None and answer.status >= 400
+    detail = f"answers {answer.status} for {found[1].removeprefix(address)}" if found and missing else ""
+    serves = False if missing else True if found and answer.status is not None else None
+    return _reach("python", address, answer, started, serves, detail)
+
+
 def _request(host: Host, address: str, ends: float, method: str = "GET") -> Answer:
     left = ends - time.monotonic()
     return host.fetch(address, left, method) if left > 0 else Answer(None, problem="timed out")
@@ -172,7 +194,7 @@ def _redirect(answer: Answer, address: str) -> tuple[str, str]:
 
 
 def _reach(
-    purpose: Literal["hub", "pytorch", "packages"],
+    purpose: Purpose,
     address: str,
     answer: Answer,
     started: float,

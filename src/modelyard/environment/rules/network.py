@@ -39,6 +39,14 @@ def pytorch_mirror_links_upstream(snapshot: Snapshot) -> Values | None:
     }
 
 
+def python_mirror_lacks_builds(snapshot: Snapshot) -> Values | None:
+    reach = _to(snapshot, "python")
+    if reach is None or not reach.reached or reach.serves is not False:
+        return None
+    command = commands.unset_variable(snapshot, "UV_PYTHON_INSTALL_MIRROR")
+    return {"address": reach.address, "detail": reach.detail or f"HTTP {reach.status}", "command": command}
+
+
 def proxy_unreachable(snapshot: Snapshot) -> Values | None:
     proxies = {name: value for name, value in snapshot.configuration.proxies.items() if name != "no" and value}
     failed = [each for each in snapshot.reach if not each.reached and "proxy" in each.problem.lower()]
@@ -82,6 +90,7 @@ RULES: dict[str, Rule] = {
     "hub-mirror-redirects": hub_mirror_redirects,
     "hub-not-genuine": hub_not_genuine,
     "pytorch-mirror-links-upstream": pytorch_mirror_links_upstream,
+    "python-mirror-lacks-builds": python_mirror_lacks_builds,
     "proxy-unreachable": proxy_unreachable,
     "certificate-not-trusted": certificate_not_trusted,
     "hub-not-reachable": hub_not_reachable,
