@@ -167,6 +167,9 @@ def main() -> None:
     parser.add_argument("--micro-tokens", type=int, default=4096)
     parser.add_argument("--padded-steps", type=int, default=2)
     parser.add_argument("--quality", action="store_true", help="compare accuracies only")
+    parser.add_argument(
+        "--keep-trainer", action="store_true", help="with --quality: the Trainer's accuracies of the last run, by seed"
+    )
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
@@ -176,10 +179,14 @@ def main() -> None:
         prepared = prepare_examples(read_examples(options.data, options.examples), folder, tokenizer, 4096)
         num_steps = math.ceil(len(prepared.train) / BATCH_SIZE)
         rows: list[dict[str, float]] = []
+        kept = kept_accuracies(len(prepared.train)) if options.keep_trainer else {}
         for seed in range(options.seeds):
             ours, our_accuracy, padding = run_modelyard(prepared, folder / "model", seed, options.micro_tokens)
             print(f"seed {seed}: modelyard {ours:.1f} s for {num_steps} steps", flush=True)
-            trainer, trainer_accuracy = run_trainer(prepared, folder / "model", seed, None, -1, options.quality)
+            if seed in kept:
+                trainer, trainer_accuracy = math.nan, kept[seed]
+            else:
+                trainer, trainer_accuracy = run_trainer(prepared, folder / "model", seed, None, -1, options.quality)
             padded = math.nan
             if not options.quality:
                 few, _ = run_trainer(prepared, folder / "model", seed, 4096, options.padded_steps)
@@ -192,6 +199,13 @@ def main() -> None:
             )  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
             write_results(rows, options, prepared, num_steps)  # after each seed: the library's side takes long
+
+
+def kept_accuracies(num_examples: int) -> dict[int, float]:
+    """The Trainer's accuracy by seed in the results of a run with --quality on as many examples."""
+    kept = json.loads(RESULTS.with_name("fine_tuning_quality_cpu.json").read_text(encoding="utf-8"))
+    assert kept["train_examples"] == num_examples, "the last run had other examples"
+    return {int(row["seed"]): float(row["trainer_accuracy"]) for row in kept["runs"]}
 
 
 def write_results(

@@ -217,3 +217,21 @@ def test_little_is_padding(count: int, mean: float, spread: float) -> None:
     plan = steps(make_split(lengths), batch_size=16, max_micro_batch_tokens=16384)
     positions = sum(batch.arrays["input_ids"].size for step in plan for batch in step)
     assert 1 - sum(lengths) / positions < 0.05
+
+
+def test_long_texts_meet_at_random_and_short_ones_by_length() -> None:
+    """Steps of one length learn less well, so lengths are sorted over as few steps as the padding allows."""
+    draw = np.random.default_rng(0)
+    articles = make_split([int(length) for length in np.clip(draw.lognormal(7.2, 0.5, 400), 100, 4000)])
+    sentences = make_split([int(length) for length in draw.integers(5, 60, 400)])
+
+    def spread(split: Split, batch_size: int, **changes: Any) -> tuple[int, float]:
+        """Steps sorted together, and the mean over steps of the spread of lengths inside, over that of all."""
+        plan = steps(split, batch_size=batch_size, max_micro_batch_tokens=4096, max_length=4096, **changes)
+        inside = [np.std([split.lengths[row] for row in rows_of(step)]) for step in plan]
+        return plan.steps_a_window, float(np.mean(inside) / np.std(split.lengths))
+
+    together, mixed = spread(articles, 8)
+    assert together <= 2 and mixed > 0.6
+    together, mixed = spread(sentences, 8)
+    assert together >= 8 and mixed < 0.3

@@ -1,8 +1,10 @@
 """From prepared splits to batches: which examples make a step, and how they are padded.
 
 There is no state: step i of an epoch follows from the seed and the numbers alone, so a resumed run goes on
-with the very batches it would have had. Examples of like length meet in a step, and a step is cut into
-micro-batches that waste little on padding; neither changes how often an example is seen.
+with the very batches it would have had. A step is cut into micro-batches of like length, which waste little on
+padding. Where that is not enough (short texts, many a micro-batch), steps too are made of examples of like length,
+as little as the padding allows: steps of one length learn less well (docs/experiments.md). Neither changes how often
+an example is seen.
 
 Legend: N examples of a split, B examples of a micro-batch, T positions (tokens), S steps of a pass.
 """
@@ -20,10 +22,13 @@ from modelyard.data.prepared import Split
 from modelyard.data.shuffle import random_keys, random_order
 from modelyard.engines.base import Batch
 
-# Steps whose examples are shuffled together and then sorted by length. More of them pad less and mix less: a
-# pass has at least four such windows, or else its steps would hold nearly the same examples every time.
-STEPS_A_WINDOW = 32
+# Steps whose examples are shuffled together and then sorted by length. More of them pad less and mix less, so the
+# first of these whose padding is below the bound is taken, or the last. A pass has at least four such windows, or else
+# its steps would hold nearly the same examples every time.
+STEPS_A_WINDOW = (1, 2, 4, 8, 16, 32)
+MOST_PADDING = 0.05
 WINDOWS_A_PASS = 4
+SAMPLED_STEPS = 64  # enough to know the share of padding to half a point
 # What a micro-batch costs besides its tokens, in tokens: enough that none is made to save a few positions.
 # Measured on sentences and on articles (benchmarks/data_preparation.py), 256 keeps padding below 5% with the
 # fewest micro-batches.
@@ -54,6 +59,7 @@ def training_steps(
     num_steps: steps that are called an epoch; they walk on through pass after pass. Else one pass.
     train_window: read a random window of so many tokens of each document, another one in every pass.
     """
+    lengths = split.lengths if train_window is None else np.minimum(split.lengths, train_window)
     return StepPlan(
         split=split,
         batch_size=batch_size,
@@ -61,6 +67,7 @@ def training_steps(
         seed=seed,
         pad_token_id=pad_token_id,
         pad_to=None if padding == "batch" else min(max_length, train_window or max_length),
+        steps_a_window=_steps_a_window(lengths, batch_size, max_micro_batch_tokens, seed) if padding == "batch" else 1,
         train_window=train_window,
         weights=_example_weights(split.labels, class_weights),
         first_step=epoch * (num_steps if num_steps is not None else -(-len(split) // batch_size)),
@@ -74,6 +81,7 @@ class StepPlan:
 
     first_step: number of the first step since the start of the run. weights: (N,) float32 weight of each
     example. pad_to: length that every micro-batch is padded to, or None for that of its longest example.
+    steps_a_window: steps whose examples are sorted by length together; 1 leaves every step a random draw.
     """
 
     split: Split
@@ -82,6 +90,7 @@ class StepPlan:
     seed: int
     pad_token_id: int
     pad_to: int | None
+    steps_a_window: int
     train_window: int | None
     weights: NDArray[np.float32]
     first_step: int
@@ -134,11 +143,7 @@ class StepPlan:
             self._order_of_pass.clear()
             order = random_order(len(self.split), self.seed, ORDER, pass_number)
             if self.pad_to is None:
-                short = len(order) % self.batch_size
-                steps_a_window = max(1, min(STEPS_A_WINDOW, self.steps_per_pass // WINDOWS_A_PASS))
-                window = (np.arange(len(order)) - short) // (steps_a_window * self.batch_size)
-                window[:short] = -1
-                order = order[np.lexsort((self._lengths(order), window))]
+                order = _sorted_in_windows(order, self._lengths(order), self.batch_size, self.steps_a_window)
             steps = random_order(self.steps_per_pass, self.seed, STEP_ORDER, pass_number)
             self._order_of_pass[pass_number] = (order, steps)
         return self._order_of_pass[pass_number]
@@ -152,6 +157,39 @@ class StepPlan:
                 for values, start in zip(ids, starts, strict=True)
             ]
         return _padded(ids, rows, self.pad_token_id, self.pad_to, self.split.labels[rows], self.weights[rows])
+
+
+def _sorted_in_windows(
+    order: NDArray[np.int64], lengths: NDArray[np.int32], batch_size: int, steps: int
+) -> NDArray[np.int64]:
+    """`order` with the examples of every `steps` steps sorted by length; those of the short step come first."""
+    short = len(order) % batch_size
+    window = (np.arange(len(order)) - short) // (steps * batch_size)
+    window[:short] = -1
+    return order[np.lexsort((lengths, window))]
+
+
+def _steps_a_window(lengths: NDArray[np.int32], batch_size: int, max_tokens: int, seed: int) -> int:
+    """The fewest steps that have to be sorted together so that padding stays within `MOST_PADDING`."""
+    most = max(1, min(STEPS_A_WINDOW[-1], -(-len(lengths) // batch_size) // WINDOWS_A_PASS))
+    order = random_order(len(lengths), seed, ORDER, 0)[: SAMPLED_STEPS * batch_size]
+    for steps in (each for each in STEPS_A_WINDOW if each < most):
+        sample = _sorted_in_windows(order, lengths[order], batch_size, steps)
+        if _share_of_padding(lengths[sample], batch_size, max_tokens) <= MOST_PADDING:
+            return steps
+    return most
+
+
+def _share_of_padding(lengths: NDArray[np.int32], batch_size: int, max_tokens: int) -> float:
+    """Of all positions of steps that hold `lengths` in this order."""
+    positions = 0
+    for at in range(len(lengths) % batch_size, len(lengths), batch_size):
+        step = np.sort(lengths[at : at + batch_size])[::-1]
+        start = 0
+        for end in partition(step, max_tokens):
+            positions += (end - start) * int(step[start])
+            start = end
+    return 1 - int(lengths[len(lengths) % batch_size :].sum()) / positions if positions else 0.0
 
 
 def random_window(split: Split, ids: NDArray[np.int32], random_number: int, length: int) -> NDArray[np.int32]:
