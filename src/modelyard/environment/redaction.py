@@ -22,4 +22,4 @@ def plain_address(address: str) -> str:
     scheme, found, rest = address.strip().rpartition("://")
     rest = re.split(r"[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
     rest = re.sub(r"(?<=/)(?=[^/]*\d)(?=[^/]*[A-Za-z])[A-Za-z0-9_=-]{20,}(?=/|$)", "****", rest) if found else rest
-    return f"{scheme.rpartition('@')[2]}{found}{rest}"
+    return f"{scheme.rpartition('@')[2]}{found}{rest}".strip()

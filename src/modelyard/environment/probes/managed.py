@@ -32,11 +32,13 @@ def _environment(host: Host, path: PurePath) -> Managed:
         return Managed(name=name, state="unfinished", **described)
     build = folder / "builds" / current
     ready = _table(host.read_text(str(build / "build.json"))).get("state") == "ready"
+    if not host.exists(str(build / ".venv")):  # whatever was proved of it is of no interest any more
+        return Managed(name=name, state="broken", **described)
     proof = _table(host.read_text(str(build / "proof.json")))
     passed = proof.get("passed")
     return Managed(
         name=name,
-        state="ready" if ready and host.exists(str(build / ".venv")) else "broken",
+        state="ready" if ready else "broken",
         proved=passed if isinstance(passed, bool) else None,
         proof_failures=_failures(proof),
         **described,

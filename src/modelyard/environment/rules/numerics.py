@@ -121,7 +121,7 @@ def proof_failed(snapshot: Snapshot) -> list[Values]:
     return [
         _what(each) | {"failures": ", ".join(each.proof_failures[:5]) or "-"}
         for each in snapshot.managed
-        if each.proved is False and each.state == "ready"
+        if each.proved is False and each.state in ("ready", "broken")
     ]
 
 
@@ -130,7 +130,7 @@ def environment_broken(snapshot: Snapshot) -> list[Values]:
         # Without its description nobody knows what to build anew.
         _what(each) | {"command": _repair(each) if each.framework else f"modelyard env remove {each.name}"}
         for each in snapshot.managed
-        if each.state == "broken"
+        if each.state == "broken" and each.proved is not False
     ]
 
 
