@@ -272,6 +272,21 @@ class Engine(Protocol):
     def devices(self) -> list[Device]:
         """Devices that work now, the best first."""
 
+    def trace(
+        self,
+        model: ModelSpec,
+        optimizer: OptimizerSpec,
+        plan: Plan,
+        *,
+        training: Sequence[Batch],
+        evaluation: Batch | None = None,
+    ) -> MemoryTrace:
+        """The memory of one optimiser step over the micro-batches `training`, then of predicting `evaluation`.
+
+        Nothing is read but the configuration, and nothing is computed. Raises InputError for a model that cannot be
+        built, and MachineError, with the name as ``operation``, for code that an operation makes untraceable.
+        """
+
     def learner(self, model: ModelSpec, optimizer: OptimizerSpec, plan: Plan) -> Learner:
         """Build the model of `model` on the plan's device, ready for its first step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
@@ -9,10 +10,11 @@ import tokenizers
 import torch
 import transformers
 
-from modelyard.engines.base import Device, ModelSpec, OptimizerSpec, Plan, Precision
+from modelyard.engines.base import Batch, Device, MemoryTrace, ModelSpec, OptimizerSpec, Plan, Precision
 from modelyard.engines.torch.devices import find_devices, require_device
 from modelyard.engines.torch.learner import TorchLearner, TorchPredictor
 from modelyard.engines.torch.models import build_model, load_model
+from modelyard.engines.torch.trace import trace
 from modelyard.errors import InputError
 
 
@@ -34,6 +36,21 @@ class TorchEngine:
     def devices(self) -> list[Device]:
         """GPUs that gave the right answer to a small product, then the CPU."""
         return find_devices()
+
+    def trace(
+        self,
+        model: ModelSpec,
+        optimizer: OptimizerSpec,
+        plan: Plan,
+        *,
+        training: Sequence[Batch],
+        evaluation: Batch | None = None,
+    ) -> MemoryTrace:
+        """The memory of a step and of a prediction, without weights and without computing.
+
+        Raises InputError (a model that cannot be built) or UntraceableError (code that needs computed values).
+        """
+        return trace(model, optimizer, plan, training=training, evaluation=evaluation)
 
     def learner(self, model: ModelSpec, optimizer: OptimizerSpec, plan: Plan) -> TorchLearner:
         """Build the model on the plan's device, ready for its first step.

@@ -83,7 +83,8 @@ def value_of_result(
         return result if isinstance(result, Tensor) else None
     elementwise = torch.Tag.pointwise in func.tags and not func._schema.is_mutable
     if elementwise or func is aten.expand.default:
-        value = Lazy(func, args, kwargs, shape, tuple(range(len(shape))))
+        own = tuple(_copied(value) if isinstance(value, Tensor) else value for value in args)
+        value = Lazy(func, own, kwargs, shape, tuple(range(len(shape))))
     elif lazy and func is aten.select.int:
         value = args[0].select(args[1], args[2])
     elif lazy and func in _SAME and args[0].shape == shape:
@@ -103,6 +104,15 @@ def with_values(value: Any, value_of: Callable[[Tensor], Value | None]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(with_values(each, value_of) for each in value)
     return value
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy, so that the tensor itself lives no longer than in training; repeated elements stay one in memory."""
+    repeated = [dim for dim, stride in enumerate(tensor.stride()) if stride == 0 and tensor.shape[dim] > 1]
+    compact = tensor
+    for dim in repeated:
+        compact = compact.narrow(dim, 0, 1)
+    return compact.clone().expand(tensor.shape)
 
 
 _SAME = {aten.detach.default, aten.alias.default, aten.slice.Tensor}

@@ -22,8 +22,6 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
 )
 
 from modelyard.engines.torch.trace_known import LARGEST_KNOWN, Value, value_of_result, with_values
@@ -200,8 +198,9 @@ class Pretender:
                 return func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UntraceableError(str(func), _where(), "needs the values of a computed tensor") from error
-        except (UnsupportedFakeTensorException, UnsupportedOperatorException, NotImplementedError) as error:
-            raise UntraceableError(str(func), _where(), f"has no version without data ({error})") from error
+        except (RuntimeError, NotImplementedError) as error:  # fake tensors' own errors are RuntimeErrors
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UntraceableError(str(func), _where(), f"fails without data: {reason}") from error
 
 
 def _only_writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -246,8 +245,8 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _where() -> str:
-    """The innermost line of Python that is not PyTorch's own."""
-    own = (str(Path(torch.__file__).parent), __file__)
+    """The innermost line of Python that is neither PyTorch's nor the tracer's."""
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "trace"))
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith(own):
             return f"{Path(frame.filename).name}:{frame.lineno}"
