@@ -21,7 +21,8 @@ from modelyard.recipe.schema import Recipe
 from modelyard.runs.folder import RunFolder
 from modelyard.workflow.ground import load_engine
 from modelyard.workflow.judging import judge_run, require_trained
-from modelyard.workflow.learning import design, prepare, train_run
+from modelyard.workflow.learning import prepare, train_run
+from modelyard.workflow.planning import plan_recipe
 from modelyard.workflow.shipping import ship_run
 from modelyard.workflow.stage import Listeners, Stage, teller, working
 from modelyard.workflow.use import open_bundle
@@ -37,11 +38,15 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return read_recipe(path, overrides).recipe
 
 
-def plan(recipe: Recipe, *, listeners: Listeners = ()) -> dict[str, Any]:
-    """Stages 1 and 2 without a run: the model's size and how it would be trained here."""
+def plan(recipe: Recipe, *, device: str = "auto", listeners: Listeners = ()) -> dict[str, Any]:
+    """Stages 1 and 2 without a run: the model's size, what it needs of a device, and how it would be trained there.
+
+    device: ``auto`` (as the recipe says), one of this machine, one of the catalogue (``t4``), or a memory (``24GB``).
+    Raises InputError for a device that is not known.
+    """
     ground = prepare(recipe, listeners=listeners)
     with Stage("design", teller(listeners)) as stage:
-        return design(ground, load_engine(recipe.environment.framework), stage)[1]
+        return plan_recipe(ground, load_engine(recipe.environment.framework), device, stage)
 
 
 def train(
