@@ -76,7 +76,7 @@ def test_the_home_folder_becomes_a_tilde_and_the_user_no_one(name: str, home: st
     folder = home.format(name)
     for text in (
         folder,
-        f"{folder}/work/x.py",
+        f"{folder}/project/x.py",
         f'File "{folder}/a", line 3',
         f"/scratch/{name}_old/b",
         f"{name}:x:1000",

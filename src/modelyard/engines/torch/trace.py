@@ -15,11 +15,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from modelyard.design.planner import peak
 from modelyard.engines.base import (
     Batch,
     MemoryCause,
     MemoryTrace,
-    MemoryUse,
     ModelSpec,
     OptimizerSpec,
     Plan,
@@ -98,8 +98,8 @@ def _follow(
     step = _named(tracker.events[begin:middle], causes)
     after = _named(tracker.events[middle:], causes)
     return MemoryTrace(
-        step_peak=_peak(before, step),
-        evaluation_peak=_peak(before + step, after) if evaluation is not None else None,
+        step_peak=peak(before, step),
+        evaluation_peak=peak(before + step, after) if evaluation is not None else None,
         held=before,
         step=step,
         evaluation=after,
@@ -142,21 +142,6 @@ def _cause(storage: Storage, causes: Mapping[int, MemoryCause]) -> MemoryCause:
     if storage.is_input:
         return "inputs"
     return "activations" if storage.saved else "temporaries"
-
-
-def _peak(before: Sequence[StorageEvent], events: Sequence[StorageEvent]) -> MemoryUse:
-    """The use when the live bytes are largest within `events`, which follow `before`."""
-    now: dict[str, int] = {}
-    for event in before:
-        now[event.cause] = now.get(event.cause, 0) + event.num_bytes
-    live = sum(now.values())
-    most, at_most = live, dict(now)
-    for event in events:
-        live += event.num_bytes
-        now[event.cause] = now.get(event.cause, 0) + event.num_bytes
-        if live > most:
-            most, at_most = live, dict(now)
-    return MemoryUse(**at_most)
 
 
 def _short(batch: Batch) -> Batch:
